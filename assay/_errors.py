@@ -1,0 +1,39 @@
+"""The errors that Assay raises on bad input. Each message names the argument, what is accepted, what came, what to do."""
+
+from __future__ import annotations
+
+
+class AssayError(Exception):
+    """Base of every error that Assay raises on purpose."""
+
+
+class UnknownKeyError(AssayError, LookupError):
+    """A key id that is not in the keyring."""
+
+
+class RevokedKeyError(AssayError, ValueError):
+    """A key that may no longer be used for what was asked."""
+
+
+class KeyringError(AssayError, ValueError):
+    """A keyring file that cannot be opened: wrong passphrase, damaged, or not a keyring."""
+
+
+class TextError(AssayError, ValueError):
+    """A text that is not valid Unicode or not valid UTF-8."""
+
+
+class GenerationError(AssayError, ValueError):
+    """A generation mode in which the watermark would be silently absent or wrong."""
+
+
+class RunError(AssayError, RuntimeError):
+    """A corpus run that cannot start or resume as asked."""
+
+
+class SignatureError(AssayError, ValueError):
+    """A report whose signature or content does not verify."""
+
+
+class MissingDependencyError(AssayError, ImportError):
+    """An optional dependency that the call needs and that is not installed."""

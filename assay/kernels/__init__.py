@@ -1,0 +1,1 @@
+"""The code whose speed matters: PRF words, de-duplication, token scoring, keyed sampling; one answer on every backend."""

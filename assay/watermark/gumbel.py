@@ -1,0 +1,271 @@
+"""Gumbel-max watermark: token = argmin E_v / p_v, E_v from the PRF of the last h tokens.
+
+Under H0 each -log(1 - U) is Exp(1), independent after repeats are dropped; under H1 it is larger where p_v < 1.
+Reference: Aaronson (2022); Huang et al. (2023), section 3 (exponential race), arXiv:2312.07930.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from assay.kernels import prf
+from assay.kernels.chacha import Words
+from assay.kernels.dedup import first_occurrences
+from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import SchemeConfig, register
+
+Scores = npt.NDArray[np.float64]
+
+_MAX_ID = 0xFFFFFFFE  # 0xFFFFFFFF pads short contexts
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class GumbelConfig(SchemeConfig):
+    """Settings of the Gumbel watermark.
+
+    Attributes
+    ----------
+    window
+        Context width h, in [1, 64]: how many preceding tokens key the noise. A wider window repeats less often and
+        survives fewer edits: one changed token spoils h + 1 pivots.
+    """
+
+    scheme: ClassVar[str] = "gumbel"
+    version: ClassVar[int] = 1
+
+    window: int = 4
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or not 1 <= self.window <= 64:
+            raise ValueError(f"window must be an integer in [1, 64], got {self.window!r}.")
+
+
+@dataclass(frozen=True)
+class Pivots:
+    """What a document shows under one key.
+
+    Attributes
+    ----------
+    positions
+        int64, shape (k,), ascending: the tokens that count; each distinct (context, token) once, at its first place.
+    words
+        uint32, shape (k,): the PRF word of each counted token. Uniform on 0 .. 2**32 - 1 under the null.
+    n_tokens
+        Tokens in the document.
+    n_repeats_dropped
+        Tokens with a full context that were left out as repeats.
+    """
+
+    positions: npt.NDArray[np.int64]
+    words: Words
+    n_tokens: int
+    n_repeats_dropped: int
+
+
+def config_of(key: SecretKey) -> GumbelConfig:
+    """The key's settings, checked to be those of this scheme."""
+    if not isinstance(key.config, GumbelConfig):
+        raise ValueError(
+            f"key must be for scheme 'gumbel', got {key.config.tag!r} (key {key.id!r}). "
+            "Make one with SecretKey.generate(config=GumbelConfig())."
+        )
+    return key.config
+
+
+def token_ids(tokens: npt.ArrayLike) -> Words:
+    """Token ids as uint32, checked.
+
+    Raises
+    ------
+    ValueError
+        If `tokens` is not one-dimensional, not of integers, or an id is outside [0, 4294967294].
+    """
+    array = np.asarray(tokens)
+    if array.ndim != 1:
+        raise ValueError(f"tokens must be one-dimensional, got shape {array.shape}. Test one document at a time.")
+    if array.size == 0:
+        return np.empty(0, dtype=np.uint32)
+    if array.dtype == np.uint32:
+        checked: Words = array
+        if int(checked.max()) > _MAX_ID:
+            raise ValueError(f"tokens must be ids in [0, {_MAX_ID}], got {int(checked.max())}.")
+        return checked
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"tokens must be integers, got {array.dtype}. Pass token ids, or a text with its tokenizer.")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > _MAX_ID:
+        raise ValueError(f"tokens must be ids in [0, {_MAX_ID}], got {low if low < 0 else high}.")
+    return array.astype(np.uint32)
+
+
+def pivots(tokens: npt.ArrayLike, key: SecretKey, *, backend: prf.Backend = "auto") -> Pivots:
+    """The PRF words of a document's tokens, repeats dropped.
+
+    Guarantee: for a text chosen without knowledge of the key, the words are independent and uniform.
+
+    Parameters
+    ----------
+    tokens
+        Integers, shape (n,): token ids.
+    key
+        A key of scheme "gumbel".
+    backend
+        PRF backend; all give the same words.
+
+    Raises
+    ------
+    ValueError
+        On ids out of range or a key of another scheme.
+    """
+    ids = token_ids(tokens)
+    offsets = np.array([0, len(ids)], dtype=np.int64)
+    positions, words = scan(ids, offsets, use_key(key), config_of(key).window, backend=backend)
+    full = max(0, len(ids) - config_of(key).window)
+    return Pivots(positions, words, n_tokens=len(ids), n_repeats_dropped=full - len(positions))
+
+
+def scan(
+    ids: Words,
+    offsets: npt.NDArray[np.int64],
+    prf_key: Words,
+    window: int,
+    *,
+    backend: prf.Backend = "auto",
+) -> tuple[npt.NDArray[np.int64], Words]:
+    """Counted positions and PRF words of many documents that lie end to end.
+
+    Parameters
+    ----------
+    ids
+        uint32, shape (n,).
+    offsets
+        int64, shape (documents + 1,).
+    prf_key
+        uint32, shape (8,): from `keys.use_key`.
+    window
+        Context width h.
+
+    Returns
+    -------
+    positions
+        int64, shape (k,), ascending, into `ids`.
+    words
+        uint32, shape (k,).
+    """
+    positions = np.flatnonzero(first_occurrences(ids, offsets, window + 1))
+    words = np.empty(len(positions), dtype=np.uint32)
+    views = np.lib.stride_tricks.sliding_window_view(ids, window) if len(ids) >= window else None
+    step = 1 << 20  # a million contexts at a time bounds memory on documents of any length
+    for start in range(0, len(positions), step):
+        chosen = positions[start : start + step]
+        assert views is not None  # a counted position has a full context before it  # noqa: S101
+        words[start : start + step] = prf.words_at(prf_key, views[chosen - window], ids[chosen], backend=backend)
+    return positions, words
+
+
+def sum_scores(words: Words) -> Scores:
+    """The model-free score -log(1 - U) at the conservative edge of each word's cell.
+
+    P(word <= x) = (x + 1) / 2**32, so the score -log((x + 1) / 2**32) is stochastically at most Exp(1) and its sum's
+    Gamma tail is an upper bound, exactly and not only up to 2**-32.
+
+    Returns
+    -------
+    float64, same shape, range [0, 22.2]. Large scores speak for the mark.
+    """
+    return 32 * np.log(2.0) - np.log(words.astype(np.float64) + 1.0)
+
+
+def race_scores(words: Words) -> Scores:
+    """The race time -log(U) at the conservative edge of each word's cell: stochastically at least Exp(1).
+
+    Returns
+    -------
+    float64, same shape, range [2.3e-10, inf]; inf only for the word 2**32 - 1. Small scores speak for the mark.
+    """
+    with np.errstate(divide="ignore"):
+        return -np.log1p(-(words.astype(np.float64) + 1.0) * 2.0**-32)
+
+
+def marked_context(history: npt.ArrayLike, window: int) -> Words | None:
+    """The context that keys the next token, or None where the next token must be drawn without the mark.
+
+    A token is marked only if `window` tokens precede it and the same context has not been followed by a token in this
+    history before; both rules keep the law of the whole text exactly that of the model.
+
+    Parameters
+    ----------
+    history
+        Integers, shape (n,): all tokens so far, prompt included, padding excluded.
+    """
+    ids = np.asarray(history)
+    if len(ids) < window:
+        return None
+    context = ids[-window:]
+    earlier = np.flatnonzero(ids[window - 1 : -1] == context[-1])
+    for offset in range(2, window + 1):
+        if not len(earlier):
+            break
+        earlier = earlier[ids[earlier + window - offset] == context[-offset]]
+    return None if len(earlier) else context.astype(np.uint32)
+
+
+def unmarked_key(seed: bytes) -> Words:
+    """The PRF key of the unmarked draws of one generation: independent of every watermark key.
+
+    Parameters
+    ----------
+    seed
+        Any bytes; fresh randomness for each generation, or a fixed seed where the text must be reproducible.
+    """
+    digest = hashlib.blake2b(seed, person=b"assay-unmarked", digest_size=32).digest()
+    return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
+
+
+def next_tokens(
+    histories: list[npt.NDArray[np.integer]],
+    weights: npt.NDArray[np.float64],
+    *,
+    prf_key: Words,
+    window: int,
+    unmarked: Words,
+) -> npt.NDArray[np.int64]:
+    """The next token of each row: a pure function of (history, probabilities, keys).
+
+    Guarantee: over uniform keys each row's token has exactly the law weights / sum(weights), given its history.
+
+    Parameters
+    ----------
+    histories
+        One integer array per row, shape (n_i,): all tokens so far, prompt included, padding excluded.
+    weights
+        float64, shape (rows, V), >= 0: unnormalised probabilities after temperature and truncation.
+    prf_key
+        uint32, shape (8,): from `keys.use_key`.
+    window
+        Context width h.
+    unmarked
+        uint32, shape (8,): from `unmarked_key`. Rows that must not be marked race with its noise, keyed by their
+        whole history, so that the draw does not depend on how the history came about (assisted decoding, batching).
+
+    Returns
+    -------
+    int64, shape (rows,).
+    """
+    from assay.kernels import race
+
+    keys = np.empty((len(histories), 8), dtype=np.uint32)
+    for row, history in enumerate(histories):
+        context = marked_context(history, window)
+        if context is not None:
+            keys[row] = race.subkeys(prf_key, context[None])[0]
+        else:
+            digest = hashlib.blake2b(np.asarray(history, dtype="<u4").tobytes(), digest_size=16).digest()
+            keys[row] = race.subkeys(unmarked, np.frombuffer(digest, dtype="<u4").astype(np.uint32)[None])[0]
+    return race.winners(keys, weights)

@@ -1,0 +1,64 @@
+"""Scheme settings: frozen dataclasses known by a name and a version, both bound into the key derivation.
+
+A scheme registers its settings class here, so that a keyring can be read back without importing every scheme.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, TypeVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeConfig:
+    """Base of all scheme settings."""
+
+    scheme: ClassVar[str]
+    version: ClassVar[int]
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings as a JSON-ready dict."""
+        return asdict(self)
+
+    def canonical(self) -> bytes:
+        """The settings as bytes: JSON with sorted keys and no spaces; equal settings give equal bytes."""
+        return json.dumps(self.parameters(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    @property
+    def tag(self) -> str:
+        """Scheme and version, such as "gumbel/1"."""
+        return f"{self.scheme}/{self.version}"
+
+
+_REGISTRY: dict[str, type[SchemeConfig]] = {}
+
+C = TypeVar("C", bound=type[SchemeConfig])
+
+
+def register(config: C) -> C:
+    """Class decorator: make a settings class known by its scheme and version."""
+    tag = f"{config.scheme}/{config.version}"
+    if tag in _REGISTRY:
+        raise ValueError(f"scheme {tag!r} is registered already, by {_REGISTRY[tag].__qualname__}.")
+    _REGISTRY[tag] = config
+    return config
+
+
+def config_from(scheme: str, version: int, parameters: dict[str, Any]) -> SchemeConfig:
+    """The settings that `SchemeConfig.parameters` described.
+
+    Raises
+    ------
+    ValueError
+        If the scheme or version is unknown, or a parameter is out of range.
+    """
+    tag = f"{scheme}/{version}"
+    if tag not in _REGISTRY:
+        raise ValueError(f"scheme must be one of {sorted(_REGISTRY)}, got {tag!r}. A newer Assay may know it.")
+    return _REGISTRY[tag](**parameters)
+
+
+def known_schemes() -> tuple[str, ...]:
+    """Tags of all registered schemes, sorted."""
+    return tuple(sorted(_REGISTRY))
