@@ -1,0 +1,201 @@
+"""Exact tests of the Gumbel watermark, without a model and with one.
+
+Sum test: sum of -log(1 - U) is Gamma(n, 1) under H0, upper tail. Model-aware test: sum of (1/p - 1) (-log U) is a
+weighted sum of Exp(1) under H0, lower tail; it is the likelihood-ratio test. Reference: Aaronson (2022); Huang et al.
+(2023), arXiv:2312.07930, section 3; Vovk and Wang (2021), arXiv:1912.06116 (e-values).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from assay.detection.result import TestResult
+from assay.detection.tails import log_gamma_sf, log_weighted_exponential_cdf
+from assay.kernels import prf
+from assay.kernels.chacha import Words
+from assay.watermark.gumbel import Pivots, race_scores, scan, sum_scores
+
+NULL = "the text was written without knowledge of the key"
+SUM_ASSUMPTIONS = (
+    "The key was secret: whoever wrote an unmarked text could not compute its PRF.",
+    "Each distinct (context, token) counts once, at its first place.",
+)
+MODEL_ASSUMPTIONS = (
+    *SUM_ASSUMPTIONS,
+    "The token probabilities were computed from the text alone, without the key. A wrong model or a missing prompt "
+    "costs power, never validity.",
+)
+
+# Rates of the exponential tilts of the sum test's e-value: weak marks (long texts) to strong ones.
+_TILTS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+# Shares of edited tokens over which the model-aware e-value is mixed.
+_EDIT_RATES = np.array([0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+# Bounds on the probabilities used as weights. A function of the text alone, so validity does not depend on them.
+MIN_PROBABILITY = 1e-6
+MAX_PROBABILITY = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class DocumentStatistics:
+    """The sum test on many documents; every array has shape (documents,).
+
+    Attributes
+    ----------
+    statistic, log_pvalue, log_evalue
+        float64; see `TestResult`.
+    n_tokens, n_scored, n_repeats_dropped
+        int64.
+    """
+
+    statistic: npt.NDArray[np.float64]
+    log_pvalue: npt.NDArray[np.float64]
+    log_evalue: npt.NDArray[np.float64]
+    n_tokens: npt.NDArray[np.int64]
+    n_scored: npt.NDArray[np.int64]
+    n_repeats_dropped: npt.NDArray[np.int64]
+
+
+def sum_test(pivots: Pivots) -> TestResult:
+    """The model-free test: exact Gamma(n, 1) upper tail of the sum of -log(1 - U).
+
+    Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key; no assumption on the text.
+    """
+    n = len(pivots.words)
+    statistic = float(np.sum(sum_scores(pivots.words)))
+    return TestResult(
+        test="gumbel-sum",
+        statistic=statistic,
+        log_pvalue=log_gamma_sf(n, statistic),
+        log_evalue=float(_sum_log_evalues(np.array([n]), np.array([statistic]))[0]),
+        n_tokens=pivots.n_tokens,
+        n_scored=n,
+        n_repeats_dropped=pivots.n_repeats_dropped,
+        null=NULL,
+        alternative="greater",
+        assumptions=SUM_ASSUMPTIONS,
+    )
+
+
+def _sum_log_evalues(n: npt.NDArray[np.int64], statistic: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """log of the mean over tilts r of prod (1 - r) exp(r Y): each factor has mean 1 under Exp(1)."""
+    exponents = n[:, None] * np.log1p(-_TILTS) + statistic[:, None] * _TILTS
+    out: npt.NDArray[np.float64] = special.logsumexp(exponents, axis=1) - math.log(len(_TILTS))
+    return out
+
+
+def test_documents(
+    ids: Words,
+    offsets: npt.NDArray[np.int64],
+    prf_key: Words,
+    window: int,
+    *,
+    backend: prf.Backend = "auto",
+) -> DocumentStatistics:
+    """The sum test on many documents at once; row d equals `sum_test` on document d.
+
+    Parameters
+    ----------
+    ids
+        uint32, shape (n,): token ids of all documents end to end.
+    offsets
+        int64, shape (documents + 1,).
+    prf_key
+        uint32, shape (8,): from `keys.use_key`.
+    window
+        Context width h of the key's settings.
+    """
+    positions, words = scan(ids, offsets, prf_key, window, backend=backend)
+    n_tokens = np.diff(offsets)
+    bounds = np.searchsorted(positions, offsets)
+    n_scored = np.diff(bounds)
+    scores = sum_scores(words)
+    # One np.sum per document, as sum_test does: reduceat adds in another order and would differ in the last bits.
+    statistic = np.array([np.sum(scores[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)], dtype=np.float64)
+    log_pvalue = np.array(
+        [log_gamma_sf(int(n), float(s)) for n, s in zip(n_scored, statistic, strict=True)], dtype=np.float64
+    )
+    return DocumentStatistics(
+        statistic=statistic,
+        log_pvalue=log_pvalue,
+        log_evalue=_sum_log_evalues(n_scored, statistic),
+        n_tokens=n_tokens,
+        n_scored=n_scored,
+        n_repeats_dropped=np.maximum(0, n_tokens - window) - n_scored,
+    )
+
+
+test_documents.__test__ = False  # type: ignore[attr-defined]  # a public function, not a pytest test
+
+
+def clip_probabilities(log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Token log-probabilities bounded away from log 0 and log 1, as every model-aware test uses them."""
+    return np.clip(log_probabilities, math.log(MIN_PROBABILITY), math.log(MAX_PROBABILITY))
+
+
+def model_aware_test(pivots: Pivots, log_probabilities: npt.NDArray[np.float64]) -> TestResult:
+    """The likelihood-ratio test for a known model: S = sum (1/p - 1) (-log U), rejecting for small S, exact tail.
+
+    Guarantee: P(pvalue <= a) <= a for ANY probabilities computed from the text alone. Most powerful for verbatim text
+    of the model that p comes from; a few edited tokens with small p can hide the mark (use `robust_test` for those).
+
+    Parameters
+    ----------
+    pivots
+        The document's pivots.
+    log_probabilities
+        float64, shape (n_scored,), natural log, <= 0: of the counted tokens, in the order of `pivots.positions`.
+
+    Returns
+    -------
+    TestResult; its e-value is prod (1/p) U^(1/p - 1).
+    """
+    log_p = clip_probabilities(log_probabilities)
+    times = race_scores(pivots.words)
+    weights = np.expm1(-log_p)
+    statistic = float(np.sum(weights * times))
+    return TestResult(
+        test="gumbel-model-aware",
+        statistic=statistic,
+        log_pvalue=log_weighted_exponential_cdf(weights, statistic),
+        log_evalue=float(-np.sum(log_p) - statistic),
+        n_tokens=pivots.n_tokens,
+        n_scored=len(pivots.words),
+        n_repeats_dropped=pivots.n_repeats_dropped,
+        null=NULL,
+        alternative="less",
+        assumptions=MODEL_ASSUMPTIONS,
+    )
+
+
+def robust_test(pivots: Pivots, log_probabilities: npt.NDArray[np.float64]) -> TestResult:
+    """The model-aware e-process for edited text: per token (1 - e) (1/p) U^(1/p - 1) + e, mixed over edit rates e.
+
+    Guarantee: the e-value has mean at most 1 under the null for ANY probabilities computed from the text alone, and
+    the p-value is 1 / e (Markov). An edited token costs at most log(1 / e) instead of hiding the others.
+
+    Parameters
+    ----------
+    pivots, log_probabilities
+        As in `model_aware_test`.
+    """
+    log_p = clip_probabilities(log_probabilities)
+    log_ratio = -log_p - np.expm1(-log_p) * race_scores(pivots.words)
+    per_rate = [np.sum(np.logaddexp(math.log1p(-e) + log_ratio, math.log(e))) for e in _EDIT_RATES]
+    log_evalue = float(special.logsumexp(per_rate)) - math.log(len(_EDIT_RATES))
+    return TestResult(
+        test="gumbel-robust",
+        statistic=log_evalue,
+        log_pvalue=min(0.0, -log_evalue),
+        log_evalue=log_evalue,
+        n_tokens=pivots.n_tokens,
+        n_scored=len(pivots.words),
+        n_repeats_dropped=pivots.n_repeats_dropped,
+        null=NULL,
+        alternative="greater",
+        assumptions=MODEL_ASSUMPTIONS,
+    )
