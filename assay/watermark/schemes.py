@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+Purpose = Literal["watermark", "signing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeConfig:
-    """Base of all scheme settings."""
+    """Base of all scheme settings.
+
+    Attributes
+    ----------
+    scheme, version
+        What the settings are for; bound into the key derivation. A scheme that changes its words changes its version.
+    purpose
+        "watermark" or "signing": a key of one purpose is refused where the other is needed.
+    """
 
     scheme: ClassVar[str]
     version: ClassVar[int]
+    purpose: ClassVar[Purpose] = "watermark"
 
     def parameters(self) -> dict[str, Any]:
         """The settings as a JSON-ready dict."""
