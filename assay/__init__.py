@@ -17,7 +17,7 @@ _HOME = {
     "TestResult": "assay.detection.result",
     "detect": "assay.detection.detect",
 }
-_ROOMS = ("conformal", "detection", "kernels", "models", "privacy", "report", "watermark")
+_ROOMS = ("detection", "kernels", "models", "report", "watermark")
 
 if TYPE_CHECKING:
     from assay._errors import AssayError

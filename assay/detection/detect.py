@@ -126,15 +126,13 @@ def _test_key(
             found.positions[counted] - prompt_length, found.words[counted], n_text, full - int(np.sum(counted))
         )
     result = _run(found, test, log_probabilities)
-    note = ()
+    note: tuple[str, ...] = ()
     if key.state == "revoked":
         note = (f"Key {key.id!r} was revoked ({key.info.revoked}); whoever learned it could have made the mark.",)
     return replace(result, key_id=key.id, scheme=key.config.tag, assumptions=(*result.assumptions, *note))
 
 
-def _run(
-    found: watermark.Pivots, test: Test, log_probabilities: npt.NDArray[np.float64] | None
-) -> TestResult:
+def _run(found: watermark.Pivots, test: Test, log_probabilities: npt.NDArray[np.float64] | None) -> TestResult:
     if log_probabilities is None:
         return gumbel.sum_test(found)
     log_p = log_probabilities[found.positions]
@@ -160,7 +158,7 @@ def _keys(key: Any) -> list[SecretKey]:
         )
     keys = list(key.for_detection()) if isinstance(key, DetectionKeys) else list(key)
     if not keys:
-        raise ValueError("key names no key to test: the keyring holds no active or retired watermark key. Add one first.")
+        raise ValueError("key names no key to test: the keyring has no active or retired watermark key. Add one first.")
     for one in keys:
         if not isinstance(one, SecretKey):
             raise ValueError(f"key must hold SecretKey objects, got {type(one).__name__}.")

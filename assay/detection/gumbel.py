@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,10 @@ SUM_ASSUMPTIONS = (
 )
 MODEL_ASSUMPTIONS = (
     *SUM_ASSUMPTIONS,
-    "The token probabilities were computed from the text alone, without the key. A wrong model or a missing prompt "
-    "costs power, never validity.",
+    (
+        "The token probabilities were computed from the text alone, without the key. A wrong model or a missing prompt "
+        "costs power, never validity."
+    ),
 )
 
 # Rates of the exponential tilts of the sum test's e-value: weak marks (long texts) to strong ones.
@@ -67,11 +70,12 @@ def sum_test(pivots: Pivots) -> TestResult:
     """
     n = len(pivots.words)
     statistic = float(np.sum(sum_scores(pivots.words)))
+    count, observed = np.array([n]), np.array([statistic])
     return TestResult(
         test="gumbel-sum",
         statistic=statistic,
-        log_pvalue=log_gamma_sf(n, statistic),
-        log_evalue=float(_sum_log_evalues(np.array([n]), np.array([statistic]))[0]),
+        log_pvalue=float(log_gamma_sf(count, observed)[0]),
+        log_evalue=float(_sum_log_evalues(count, observed)[0]),
         n_tokens=pivots.n_tokens,
         n_scored=n,
         n_repeats_dropped=pivots.n_repeats_dropped,
@@ -88,7 +92,7 @@ def _sum_log_evalues(n: npt.NDArray[np.int64], statistic: npt.NDArray[np.float64
     return out
 
 
-def test_documents(
+def documents_test(
     ids: Words,
     offsets: npt.NDArray[np.int64],
     prf_key: Words,
@@ -115,21 +119,15 @@ def test_documents(
     n_scored = np.diff(bounds)
     scores = sum_scores(words)
     # One np.sum per document, as sum_test does: reduceat adds in another order and would differ in the last bits.
-    statistic = np.array([np.sum(scores[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)], dtype=np.float64)
-    log_pvalue = np.array(
-        [log_gamma_sf(int(n), float(s)) for n, s in zip(n_scored, statistic, strict=True)], dtype=np.float64
-    )
+    statistic = np.array([np.sum(scores[a:b]) for a, b in pairwise(bounds)], dtype=np.float64)
     return DocumentStatistics(
         statistic=statistic,
-        log_pvalue=log_pvalue,
+        log_pvalue=log_gamma_sf(n_scored, statistic),
         log_evalue=_sum_log_evalues(n_scored, statistic),
         n_tokens=n_tokens,
         n_scored=n_scored,
         n_repeats_dropped=np.maximum(0, n_tokens - window) - n_scored,
     )
-
-
-test_documents.__test__ = False  # type: ignore[attr-defined]  # a public function, not a pytest test
 
 
 def clip_probabilities(log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -113,7 +113,7 @@ class TestResult:
         return f"TestResult({', '.join(parts)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_dict` reads it back exactly. Infinite logarithms become the strings "-inf", "inf"."""
+        """A JSON-ready dict; `from_dict` reads it back exactly. Infinities become the strings "-inf" and "inf"."""
         out: dict[str, Any] = {"schema": SCHEMA}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -14,30 +14,35 @@ from scipy import optimize, special
 
 _TINY = 1e-300
 _KAPPA = 0.5
+_LOG_UNDERFLOW = math.log(1e-200)  # below this the incomplete gamma function loses digits
 
 
-def log_gamma_sf(n: int, s: float) -> float:
-    """log P(G >= s) for G ~ Gamma(n, 1), the sum of n independent Exp(1).
+def log_gamma_sf(n: npt.NDArray[np.int64], s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """log P(G >= s) for G ~ Gamma(n, 1), the sum of n independent Exp(1); elementwise.
 
     Parameters
     ----------
     n
-        Number of terms, >= 0; the empty sum is 0.
+        int64, any shape: number of terms, >= 0; the empty sum is 0.
     s
-        Observed sum, >= 0.
+        float64, same shape: observed sums, >= 0.
 
     Returns
     -------
-    float in [-inf, 0], relative error of the probability below 1e-9 for n up to 1e7.
+    float64, same shape, in [-inf, 0]; relative error of the probability below 1e-8 for n up to 1e7.
     """
-    if s <= 0.0:
-        return 0.0
-    if n == 0 or math.isinf(s):
-        return -math.inf
-    upper = float(special.gammaincc(n, s))
-    if upper > 1e-200:
-        return min(0.0, math.log(upper))
-    # Legendre's continued fraction by the modified Lentz algorithm; s > n here, where it converges fast.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = np.log(special.gammaincc(n, s))
+    out = np.where(s <= 0.0, 0.0, np.where(n == 0, -np.inf, out))
+    for i in np.flatnonzero(out < _LOG_UNDERFLOW):
+        if n.flat[i] > 0 and np.isfinite(s.flat[i]):
+            out.flat[i] = _log_gamma_sf_far(int(n.flat[i]), float(s.flat[i]))
+    return np.minimum(out, 0.0)
+
+
+def _log_gamma_sf_far(n: int, s: float) -> float:
+    """The same far out, where the probability itself underflows; needs s > n."""
+    # Legendre's continued fraction by the modified Lentz algorithm, which converges fast for s > n.
     b = s + 1.0 - n
     c = 1.0 / _TINY
     d = 1.0 / b

@@ -107,7 +107,7 @@ def load_tokenizer(spec: Any = None) -> LoadedTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"tokenizer {str(spec)!r} is not a tokenizer.json that can be read: {error}.") from error
     if path.exists() or path.suffix == ".json" or str(spec).startswith((".", os.sep)):
-        raise ValueError(f"tokenizer must be a folder with tokenizer.json or such a file; there is none at {str(spec)!r}.")
+        raise ValueError(f"tokenizer must be a folder with tokenizer.json or such a file; none is at {str(spec)!r}.")
     try:
         return _loaded(Tokenizer.from_pretrained(str(spec)), str(spec))
     except Exception as error:

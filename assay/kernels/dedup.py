@@ -5,6 +5,8 @@ A repeated (context, token) has the same PRF word again; counting it twice would
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -41,7 +43,7 @@ def first_occurrences(ids: Words, offsets: npt.NDArray[np.int64], width: int) ->
 def first_occurrences_numpy(ids: Words, offsets: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.bool_]:
     """Reference implementation of `first_occurrences`: sort the n-grams of each document."""
     first = np.zeros(len(ids), dtype=np.bool_)
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         if stop - start >= width:
             grams = np.lib.stride_tricks.sliding_window_view(ids[start:stop], width)
             _, where = np.unique(grams, axis=0, return_index=True)

@@ -1,4 +1,4 @@
-"""Loading causal language models: the bundled one, a local folder, or a hub id. Only here and in scoring is torch needed."""
+"""Loading causal language models: the bundled one, a local folder, or a hub id."""
 
 from __future__ import annotations
 

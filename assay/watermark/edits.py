@@ -23,7 +23,8 @@ def edit(tokens: npt.ArrayLike, kind: Edit, rate: float, vocabulary: int, rng: n
     tokens
         Integers, shape (n,).
     kind
-        "substitute" replaces tokens by uniform random ids, "delete" removes them, "insert" puts a random id before them.
+        "substitute" replaces tokens by uniform random ids, "delete" removes them, "insert" puts a random id
+        before them.
     rate
         Share of tokens edited, in [0, 1]; round(rate * n) tokens chosen without replacement.
     vocabulary

@@ -1,0 +1,38 @@
+# Every target makes .venv when it is missing or when pyproject.toml or the constraints changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test test-all lint docs bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[models,test,docs]'
+	touch $@
+
+demo: $(STAMP)  ## the tour: generate, tamper, detect, report (about a minute)
+	$(BIN)/assay demo
+
+test: $(STAMP) lint  ## every test but the slow Monte-Carlo ones
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: $(STAMP) lint
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation site, into site/; warnings are errors
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(STAMP)  ## CPU benchmarks; each prints ratios measured in one run
+	$(BIN)/python benchmarks/detection.py
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf $(VENV) site build dist *.egg-info

@@ -1,0 +1,44 @@
+"""Shared fixtures: human prose that the repository ships, keys with fixed secrets."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assay.watermark.gumbel import GumbelConfig
+from assay.watermark.keys import SecretKey
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def make_key() -> Callable[..., SecretKey]:
+    """A key whose secret is a hash of a number: fixed across runs."""
+
+    def make(number: int = 0, window: int = 4) -> SecretKey:
+        secret = hashlib.sha256(f"test key {number}".encode()).digest()
+        return SecretKey(secret, id=f"test-{number}", config=GumbelConfig(window=window))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def human_text() -> str:
+    """About 180,000 characters of prose that the bundled model was not trained on."""
+    raw = gzip.decompress((ROOT / "data" / "corpus" / "the-time-machine.txt.gz").read_bytes())
+    return " ".join(raw.decode("utf-8").split())
+
+
+@pytest.fixture(scope="session")
+def zipf_ids() -> Callable[[int, int], np.ndarray]:
+    """Token ids with the frequencies of natural text: ids(n, seed)."""
+
+    def ids(n: int, seed: int) -> np.ndarray:
+        return (np.random.default_rng(seed).zipf(1.2, n) % 2048).astype(np.uint32)
+
+    return ids
