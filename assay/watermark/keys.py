@@ -1,6 +1,7 @@
 """Keys: 256-bit secrets with an id, the scheme they are for, a state and dates.
 
-The secret never appears in a repr, a pickle-free export, a log or an exception; only `use_key` touches it.
+The secret never appears in a repr, a pickle, an export, a log or an exception. Three places use it: `use_key` here, the
+signatures of `signing` and the sealing of `keyring`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 
@@ -23,6 +24,7 @@ KeyState = Literal["active", "retired", "revoked"]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PERSON = b"assay-prf-v1"
 _FINGERPRINT_PERSON = b"assay-key-print"
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,12 @@ class KeyInfo:
     state
         "active" keys embed and detect; "retired" keys detect only; "revoked" keys do neither unless named explicitly.
     created, retired, revoked
-        UTC times of the changes of state; None where there was none.
+        Times of the changes of state, kept in UTC; None where there was none.
+
+    Raises
+    ------
+    ValueError
+        If a field is not of the kind described here.
     """
 
     id: str
@@ -50,6 +57,24 @@ class KeyInfo:
     created: datetime
     retired: datetime | None = None
     revoked: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not _ID.fullmatch(self.id):
+            raise ValueError(
+                f"id must be 1-64 letters, digits, '.', '_' or '-' and begin with a letter or digit, got {self.id!r}."
+            )
+        if not isinstance(self.config, SchemeConfig):
+            raise ValueError(
+                f"config must be scheme settings such as GumbelConfig(), got {type(self.config).__name__}."
+            )
+        if not isinstance(self.fingerprint, str) or not _FINGERPRINT.fullmatch(self.fingerprint):
+            raise ValueError("fingerprint must be 32 lower-case hexadecimal digits.")
+        if self.state not in get_args(KeyState):
+            raise ValueError(f"state must be 'active', 'retired' or 'revoked', got {self.state!r}.")
+        for name in ("created", "retired", "revoked"):
+            object.__setattr__(self, name, _utc(name, getattr(self, name)))
+        if self.created is None:
+            raise ValueError("created must be a time, got None.")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_dict` reads it back."""
@@ -67,16 +92,47 @@ class KeyInfo:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> KeyInfo:
-        """The description that `to_dict` wrote."""
+        """The description that `to_dict` wrote; other entries are left alone.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing or out of range, or the scheme is unknown.
+        """
+        missing = _FIELDS - data.keys()
+        if missing:
+            raise ValueError(f"the description of a key must have {sorted(_FIELDS)}, {sorted(missing)} are missing.")
         return cls(
             id=data["id"],
             config=config_from(data["scheme"], data["version"], data["parameters"]),
             fingerprint=data["fingerprint"],
             state=data["state"],
-            created=datetime.fromisoformat(data["created"]),
-            retired=datetime.fromisoformat(data["retired"]) if data["retired"] else None,
-            revoked=datetime.fromisoformat(data["revoked"]) if data["revoked"] else None,
+            created=_parsed_time("created", data["created"]),
+            retired=_parsed_time("retired", data["retired"]) if data["retired"] is not None else None,
+            revoked=_parsed_time("revoked", data["revoked"]) if data["revoked"] is not None else None,
         )
+
+
+_FIELDS = frozenset(("id", "scheme", "version", "parameters", "fingerprint", "state", "created", "retired", "revoked"))
+
+
+def _utc(name: str, time: datetime | None) -> datetime | None:
+    if time is None:
+        return None
+    if not isinstance(time, datetime) or time.tzinfo is None:
+        raise ValueError(f"{name} must be a time with its zone, got {time!r}. Use datetime.now(UTC).")
+    return time.astimezone(UTC)
+
+
+def _parsed_time(name: str, text: object) -> datetime:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be an ISO 8601 time, got {type(text).__name__}.")
+    return datetime.fromisoformat(text)
+
+
+def now() -> datetime:
+    """The present in UTC, to the second: the resolution of a key's dates."""
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 class SecretKey:
@@ -101,6 +157,9 @@ class SecretKey:
 
     __slots__ = ("_secret", "info")
 
+    _secret: bytes
+    info: KeyInfo
+
     def __init__(
         self,
         secret: bytes,
@@ -112,25 +171,21 @@ class SecretKey:
         retired: datetime | None = None,
         revoked: datetime | None = None,
     ) -> None:
-        if not isinstance(secret, bytes) or len(secret) != 32:
-            size = f"{len(secret)} bytes" if isinstance(secret, bytes) else type(secret).__name__
+        object.__setattr__(self, "_secret", secret)
+        del secret  # so that a traceback that prints local variables does not print it when a check below fails
+        if not isinstance(self._secret, bytes) or len(self._secret) != 32:
+            size = f"{len(self._secret)} bytes" if isinstance(self._secret, bytes) else type(self._secret).__name__
             raise ValueError(f"secret must be 32 bytes, got {size}. Use SecretKey.generate() to make one.")
-        if not isinstance(id, str) or not _ID.fullmatch(id):
-            raise ValueError(
-                f"id must be 1-64 letters, digits, '.', '_' or '-' and begin with a letter or digit, got {id!r}."
-            )
-        if state not in ("active", "retired", "revoked"):
-            raise ValueError(f"state must be 'active', 'retired' or 'revoked', got {state!r}.")
-        self._secret = secret
-        self.info = KeyInfo(
+        info = KeyInfo(
             id=id,
             config=config,
-            fingerprint=hashlib.blake2b(key=secret, person=_FINGERPRINT_PERSON, digest_size=16).hexdigest(),
+            fingerprint=hashlib.blake2b(key=self._secret, person=_FINGERPRINT_PERSON, digest_size=16).hexdigest(),
             state=state,
-            created=created if created is not None else datetime.now(UTC).replace(microsecond=0),
+            created=created if created is not None else now(),
             retired=retired,
             revoked=revoked,
         )
+        object.__setattr__(self, "info", info)
 
     @classmethod
     def generate(cls, id: str | None = None, config: SchemeConfig | None = None) -> SecretKey:
@@ -147,9 +202,7 @@ class SecretKey:
             from assay.watermark.gumbel import GumbelConfig
 
             config = GumbelConfig()
-        return cls(
-            secrets.token_bytes(32), id=id if id is not None else f"k-{secrets.token_hex(6)}", config=config
-        )
+        return cls(secrets.token_bytes(32), id=id if id is not None else f"k-{secrets.token_hex(6)}", config=config)
 
     @property
     def id(self) -> str:
@@ -167,7 +220,7 @@ class SecretKey:
         return self.info.state
 
     def with_state(self, state: KeyState, at: datetime) -> SecretKey:
-        """The same secret in another state, the change dated `at` (UTC)."""
+        """The same secret in another state, the change dated `at` (with its zone; kept in UTC)."""
         dates = {"retired": self.info.retired, "revoked": self.info.revoked}
         if state in dates:
             dates[state] = at
@@ -180,6 +233,9 @@ class SecretKey:
             retired=dates["retired"],
             revoked=dates["revoked"],
         )
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"SecretKey is immutable; {name!r} cannot be set. Use with_state() or a new key.")
 
     def __repr__(self) -> str:
         return f"SecretKey(id={self.id!r}, scheme={self.config.tag!r}, state={self.state!r}, secret=<hidden>)"
@@ -198,6 +254,12 @@ class SecretKey:
             "Pass the key as a call argument, or pass the keyring's path and the key id."
         )
 
+    def __getstate__(self) -> NoReturn:
+        self.__reduce__()
+
+    def __copy__(self) -> SecretKey:
+        return self
+
     def __deepcopy__(self, memo: dict[int, object]) -> SecretKey:
         # transformers deep-copies generation settings on every call; an immutable key may be shared.
         return self
@@ -212,12 +274,20 @@ def use_key(key: SecretKey) -> Words:
     Returns
     -------
     uint32, shape (8,): little-endian words. Secret: it must not be logged or stored.
+
+    Raises
+    ------
+    ValueError
+        If the key is for signing.
     """
+    if key.config.purpose != "watermark":
+        raise ValueError(
+            f"key must be for a watermark scheme, got {key.config.tag!r} (key {key.id!r}); a signing key never keys a "
+            "watermark. Make one with SecretKey.generate(config=GumbelConfig()) or `assay keys new`."
+        )
     data = b"".join(
         len(field).to_bytes(4, "little") + field
         for field in (key.config.tag.encode(), key.config.canonical(), key.id.encode())
     )
     digest = hashlib.blake2b(data, key=key._secret, person=_PERSON, digest_size=32).digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
-
-

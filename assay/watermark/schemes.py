@@ -6,7 +6,8 @@ A scheme registers its settings class here, so that a keyring can be read back w
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar
 
 Purpose = Literal["watermark", "signing"]
@@ -44,6 +45,9 @@ class SchemeConfig:
 
 _REGISTRY: dict[str, type[SchemeConfig]] = {}
 
+# Where Assay's own schemes register. A scheme's module is loaded when a name is looked up, not before.
+_HOMES = {"ed25519": "assay.watermark.signing", "gumbel": "assay.watermark.gumbel"}
+
 C = TypeVar("C", bound=type[SchemeConfig])
 
 
@@ -62,14 +66,38 @@ def config_from(scheme: str, version: int, parameters: dict[str, Any]) -> Scheme
     Raises
     ------
     ValueError
-        If the scheme or version is unknown, or a parameter is out of range.
+        If the scheme or version is unknown, or a parameter is unknown or out of range.
     """
+    if scheme in _HOMES:
+        import_module(_HOMES[scheme])
     tag = f"{scheme}/{version}"
     if tag not in _REGISTRY:
-        raise ValueError(f"scheme must be one of {sorted(_REGISTRY)}, got {tag!r}. A newer Assay may know it.")
-    return _REGISTRY[tag](**parameters)
+        raise ValueError(f"scheme must be one of {list(known_schemes())}, got {tag!r}. A newer Assay may know it.")
+    config = _REGISTRY[tag]
+    accepted = {field.name for field in fields(config)}
+    if not isinstance(parameters, dict) or not accepted >= parameters.keys():
+        raise ValueError(f"parameters of {tag!r} must be among {sorted(accepted)}, got {parameters!r}.")
+    return config(**parameters)
+
+
+def newest(scheme: str) -> type[SchemeConfig]:
+    """The settings class of the highest version of a scheme, named as in "gumbel".
+
+    Raises
+    ------
+    ValueError
+        If the scheme is unknown.
+    """
+    tags = known_schemes()
+    versions = [_REGISTRY[tag] for tag in tags if _REGISTRY[tag].scheme == scheme]
+    if not versions:
+        names = sorted({_REGISTRY[tag].scheme for tag in tags})
+        raise ValueError(f"scheme must be one of {names}, got {scheme!r}.")
+    return max(versions, key=lambda config: config.version)
 
 
 def known_schemes() -> tuple[str, ...]:
     """Tags of all registered schemes, sorted."""
+    for home in _HOMES.values():
+        import_module(home)
     return tuple(sorted(_REGISTRY))
