@@ -285,9 +285,11 @@ def use_key(key: SecretKey) -> Words:
             f"key must be for a watermark scheme, got {key.config.tag!r} (key {key.id!r}); a signing key never keys a "
             "watermark. Make one with SecretKey.generate(config=GumbelConfig()) or `assay keys new`."
         )
-    data = b"".join(
-        len(field).to_bytes(4, "little") + field
-        for field in (key.config.tag.encode(), key.config.canonical(), key.id.encode())
-    )
+    data = _encoded(key.config.tag.encode(), key.config.canonical(), key.id.encode())
     digest = hashlib.blake2b(data, key=key._secret, person=_PERSON, digest_size=32).digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
+
+
+def _encoded(*fields: bytes) -> bytes:
+    """The fields, each after its length: for a fixed number of fields no encoding is a prefix of another."""
+    return b"".join(len(field).to_bytes(4, "little") + field for field in fields)
