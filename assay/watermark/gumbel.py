@@ -7,6 +7,7 @@ Reference: Aaronson (2022); Huang et al. (2023), section 3 (exponential race), a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -229,23 +230,25 @@ def unmarked_key(seed: bytes) -> Words:
 
 
 def next_tokens(
-    histories: list[npt.NDArray[np.integer]],
-    weights: npt.NDArray[np.float64],
+    histories: Sequence[npt.NDArray[np.integer]],
+    log_weights: npt.NDArray[np.float32] | npt.NDArray[np.float64],
     *,
     prf_key: Words,
     window: int,
     unmarked: Words,
 ) -> npt.NDArray[np.int64]:
-    """The next token of each row: a pure function of (history, probabilities, keys).
+    """The next token of each row: a pure function of (history, log-probabilities, keys).
 
-    Guarantee: over uniform keys each row's token has exactly the law weights / sum(weights), given its history.
+    Guarantee: over uniform keys each row's token has the law softmax(log_weights) given its history, within the
+    resolution of the PRF words (see `kernels.race.winners`).
 
     Parameters
     ----------
     histories
         One integer array per row, shape (n_i,): all tokens so far, prompt included, padding excluded.
-    weights
-        float64, shape (rows, V), >= 0: unnormalised probabilities after temperature and truncation.
+    log_weights
+        float32 or float64, shape (rows, V): unnormalised log-probabilities after temperature and truncation; -inf for
+        a token that must not be drawn.
     prf_key
         uint32, shape (8,): from `keys.use_key`.
     window
@@ -257,15 +260,26 @@ def next_tokens(
     Returns
     -------
     int64, shape (rows,).
+
+    Raises
+    ------
+    ValueError
+        If there is not one history per row, or a row contains NaN or +inf, or nothing but -inf.
     """
     from assay.kernels import race
 
     keys = np.empty((len(histories), 8), dtype=np.uint32)
-    for row, history in enumerate(histories):
-        context = marked_context(history, window)
-        if context is not None:
-            keys[row] = race.subkeys(prf_key, context[None])[0]
-        else:
-            digest = hashlib.blake2b(np.asarray(history, dtype="<u4").tobytes(), digest_size=16).digest()
-            keys[row] = race.subkeys(unmarked, np.frombuffer(digest, dtype="<u4").astype(np.uint32)[None])[0]
-    return race.winners(keys, weights)
+    contexts = [marked_context(history, window) for history in histories]
+    marked = [row for row, context in enumerate(contexts) if context is not None]
+    plain = [row for row, context in enumerate(contexts) if context is None]
+    if marked:
+        keys[marked] = race.subkeys(prf_key, np.stack([context for context in contexts if context is not None]))
+    if plain:
+        keys[plain] = race.subkeys(unmarked, np.stack([_digest(histories[row]) for row in plain]))
+    return race.winners(keys, log_weights)
+
+
+def _digest(history: npt.NDArray[np.integer]) -> Words:
+    """128 bits of a whole history as four words: equal histories, equal draws."""
+    digest = hashlib.blake2b(np.asarray(history, dtype="<u4").tobytes(), digest_size=16).digest()
+    return np.frombuffer(digest, dtype="<u4").astype(np.uint32)

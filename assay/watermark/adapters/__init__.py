@@ -1,0 +1,1 @@
+"""Adapters: the watermarks inside generation engines. Each engine is imported by its own adapter only."""
