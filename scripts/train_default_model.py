@@ -135,6 +135,18 @@ def build_model(layers: int, width: int, ffn: int, context: int) -> LlamaForCaus
     return LlamaForCausalLM(config)
 
 
+def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
+    """Residual dropout while training: the corpus is read many times over, and Llama's own layers have none."""
+
+    def drop(module: torch.nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(output, rate, module.training)
+
+    model.model.embed_tokens.register_forward_hook(drop)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_hook(drop)
+        layer.mlp.down_proj.register_forward_hook(drop)
+
+
 @torch.no_grad()
 def bits_per_token(model: LlamaForCausalLM, ids: torch.Tensor, context: int, windows: int | None = None) -> float:
     """Mean bits over tokens 1..N-1, each scored once with at least half a window of context (stride context / 2)."""
@@ -177,6 +189,7 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=6e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--eval-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--no-compile", action="store_true", help="eager torch: slower, needs no C++ compiler")
@@ -201,6 +214,7 @@ def main() -> None:
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=arguments.muon_lr, weight_decay=arguments.weight_decay, momentum=0.95)
     adam = torch.optim.AdamW(rest, lr=arguments.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    add_dropout(model, arguments.dropout)
     step_model = model if arguments.no_compile else torch.compile(model)
     base = [(group, group["lr"]) for optimizer in (muon, adam) for group in optimizer.param_groups]
 

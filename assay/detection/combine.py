@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 from scipy import special
 
+from assay.detection.multiplicity import holm
 from assay.detection.result import TestResult
 
 
@@ -53,15 +53,13 @@ def over_keys(results: Sequence[TestResult]) -> TestResult:
     if len(results) == 1:
         return results[0]
     count = len(results)
-    order = np.argsort([r.log_pvalue for r in results], kind="stable")
-    adjusted = list(results)
-    running = -math.inf
-    for place, index in enumerate(order):
-        running = max(running, min(0.0, results[index].log_pvalue + math.log(count - place)))
-        adjusted[index] = replace(
-            results[index], log_pvalue=running, log_evalue=results[index].log_evalue - math.log(count)
-        )
-    named = adjusted[int(order[0])]
+    log_pvalues = holm([result.log_pvalue for result in results])
+    adjusted = [
+        replace(result, log_pvalue=float(log_p), log_evalue=result.log_evalue - math.log(count))
+        for result, log_p in zip(results, log_pvalues, strict=True)
+    ]
+    # Holm can tie adjusted p-values; the unadjusted order names the key.
+    named = adjusted[min(range(count), key=lambda i: results[i].log_pvalue)]
     return replace(
         named,
         assumptions=(*named.assumptions, f"Corrected for {count} keys by Holm's method."),

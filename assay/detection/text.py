@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class LoadedTokenizer:
 
     def encode(self, text: str) -> Words:
         """Token ids of one checked text, no special tokens added: uint32, shape (n,)."""
-        return np.asarray(self.backend.encode(check_text(text), add_special_tokens=False).ids, dtype=np.uint32)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Words, npt.NDArray[np.int64]]:
         """Token ids of many texts end to end.
@@ -59,7 +60,8 @@ class LoadedTokenizer:
         for text in texts:
             check_text(text)
         encode = getattr(self.backend, "encode_batch_fast", self.backend.encode_batch)
-        pieces = [encoding.ids for encoding in encode(list(texts), add_special_tokens=False)]
+        # array reads a list of ints four times as fast as numpy does, which is felt beside the tokeniser.
+        pieces = [array("I", encoding.ids) for encoding in encode(list(texts), add_special_tokens=False)]
         offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
         np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
         ids = np.empty(int(offsets[-1]), dtype=np.uint32)
@@ -134,6 +136,8 @@ def check_text(text: str) -> str:
     TextError
         On a lone surrogate; the message gives its place and the next step.
     """
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

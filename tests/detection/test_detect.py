@@ -159,7 +159,7 @@ def test_huge_text_in_seconds(make_key: MakeKey) -> None:
 
 def test_keys_that_cannot_be_used(make_key: MakeKey) -> None:
     signing = SecretKey(bytes(32), id="signer", config=Ed25519Config())
-    with pytest.raises(ValueError, match="key must be for scheme 'gumbel', got 'ed25519/1'"):
+    with pytest.raises(ValueError, match="got 'ed25519/1'"):
         assay.detect([1, 2, 3, 4, 5], signing)
     with pytest.raises(ValueError, match="got a string"):
         assay.detect([1], "prod-2026")  # type: ignore[arg-type]

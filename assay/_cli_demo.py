@@ -1,0 +1,47 @@
+"""`assay demo`: the tour on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("assay-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the sampler and the edits.", min=0)] = 0,
+) -> None:
+    """The tour: generate, tamper, detect and report, offline, in less than two minutes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from assay import demo as tour
+    from assay.detection.result import format_pvalue
+
+    errors = Console(stderr=True)
+    result = tour.run(out, seed=seed, say=lambda line: errors.print(f"[dim]{line} ...[/dim]"))
+    table = Table(title="Does the text carry the mark of the tour's key?", title_justify="left")
+    table.add_column("text")
+    table.add_column("what it is")
+    for name in ("tokens", "counted", "p, ids alone", "p, with model"):
+        table.add_column(name, justify="right")
+    table.add_column("at FDR 1 %")
+    for finding in result.findings:
+        table.add_row(
+            finding.exhibit.doc_id,
+            finding.exhibit.source,
+            str(finding.plain.n_tokens),
+            str(finding.plain.n_scored),
+            format_pvalue(finding.plain.log_pvalue),
+            format_pvalue(finding.with_model.log_pvalue),
+            "[green]marked[/green]" if finding.flagged else "no evidence",
+        )
+    console = Console()
+    # A pipe has no width of its own; the table needs this much to keep each row on one line.
+    console.width = max(console.width, 118) if not console.is_terminal else console.width
+    console.print(table)
+    strongest = min(result.findings, key=lambda finding: finding.with_model.log_pvalue)
+    console.print(f"[bold]{strongest.exhibit.doc_id}:[/bold] {strongest.with_model.sentence()}")
+    console.print(f"Report: {result.page}  (signed; check it with: assay verify {result.page.parent})")
+    console.print(f"{result.seconds:.0f} seconds.")

@@ -1,0 +1,110 @@
+"""Promises about the package itself: start-up, imports, metadata, what is in the tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "assay"
+
+# Each room may import from the rooms named here, from itself and from the error module; from nothing else of Assay.
+ALLOWED = {
+    "kernels": set(),
+    "models": set(),
+    "watermark": {"kernels"},
+    "detection": {"kernels", "watermark", "models"},
+    "conformal": {"kernels", "watermark", "detection", "models"},
+    "privacy": set(),
+    "report": {"kernels", "watermark", "detection", "conformal", "privacy", "models"},
+}
+TORCH_ALLOWED = ("kernels/scoring/", "kernels/triton_sampling.py", "watermark/adapters/", "models/")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
+
+
+def imports(path: Path) -> set[str]:
+    """All modules a file imports, at any depth, except under `if TYPE_CHECKING`."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_import_is_light() -> None:
+    loaded = set(run("import sys, assay; print(*sys.modules)").split())
+    assert loaded.isdisjoint({"torch", "transformers", "numpy", "numba", "matplotlib", "pyarrow", "typer"})
+
+
+def test_testing_ids_needs_neither_torch_nor_tokenizers() -> None:
+    code = "import sys, assay; key = assay.SecretKey.generate(); assay.detect(range(300), key);print(*sys.modules)"
+    loaded = set(run(code).split())
+    assert loaded.isdisjoint({"torch", "transformers", "tokenizers", "matplotlib", "pyarrow"})
+
+
+def test_help_loads_no_numerics() -> None:
+    code = "import sys; from assay.cli import app; print(*sys.modules)"
+    assert set(run(code).split()).isdisjoint({"torch", "numpy", "scipy", "numba", "matplotlib", "pyarrow"})
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    names = imports(path)
+    room = relative.parts[0]
+    if room in ALLOWED:
+        used = {name.split(".")[1] for name in names if name.startswith("assay.")} - {room, "_errors"}
+        # `from assay import __version__` is the one name taken from the top.
+        assert used - {"__version__"} <= ALLOWED[room], f"{relative} imports {sorted(used - ALLOWED[room])}"
+    if not relative.as_posix().startswith(TORCH_ALLOWED) and room != "demo.py":
+        tops = {name.split(".")[0] for name in names}
+        assert tops.isdisjoint({"torch", "transformers", "triton"}), relative
+
+
+def test_metadata_keeps_ranges() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    assert "torch>=2.6" in extras["models"]
+    assert not [line for line in requirements if re.search(r"==|<|~=", line)]
+
+
+def test_tests_install_torch_by_version_first() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^torch==\d", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert makefile.index('"torch==') < makefile.index("-e '.[")
+
+
+def test_public_names_exist() -> None:
+    import assay
+
+    for name in assay.__all__:
+        assert getattr(assay, name) is not None or name == "", name
+    assert set(assay.__all__) <= set(dir(assay))
+
+
+def test_version_is_stated_once() -> None:
+    import assay
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == assay.__version__
