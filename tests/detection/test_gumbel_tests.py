@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_first_occurrences_against_a_set() -> None:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         ids = rng.integers(0, 3, int(offsets[-1])).astype(np.uint32)
         expected = np.zeros(len(ids), dtype=bool)
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, stop in pairwise(offsets):
             seen: set[tuple[int, ...]] = set()
             for end in range(start + width, stop + 1):
                 gram = tuple(ids[end - width : end].tolist())
