@@ -1,0 +1,306 @@
+"""A corpus run from paths to results: pinned, sharded, resumable.
+
+Guarantee: one row per document in the order of the corpus, none lost and none doubled, whenever the run is killed and
+however often it is resumed; the same results for every number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from assay import __version__
+from assay._errors import RunError
+from assay.detection.corpus import pool
+from assay.detection.corpus.ledger import Ledger, ShardRecord, open_ledger, write_atomically
+from assay.detection.corpus.progress import shown
+from assay.detection.corpus.reading import Columns, Reject, read
+from assay.detection.corpus.results import RESULTS_SCHEMA, Combined, RunSummary, combine
+from assay.detection.corpus.shards import Shard, cut
+from assay.detection.corpus.sources import InputFile, find_inputs
+from assay.detection.corpus.worker import COLUMNS, DetectionKey, Setup, write_shard
+from assay.detection.gumbel import NULL, SUM_ASSUMPTIONS
+from assay.detection.text import LoadedTokenizer, load_tokenizer
+from assay.watermark.gumbel import config_of
+from assay.watermark.keys import SecretKey, use_key
+
+if TYPE_CHECKING:
+    from assay.detection.detect import DetectionKeys
+
+_FDR_ASSUMPTION = (
+    "Flags control the false discovery rate of the whole corpus by Benjamini-Hochberg, for documents that are "
+    "independent or positively dependent; copies of one text are positively dependent."
+)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run tests and how: all that decides its results."""
+
+    inputs: Sequence[InputFile]
+    keys: Sequence[SecretKey]
+    tokenizer: LoadedTokenizer
+    columns: Columns
+    fdr: float
+    shard_rows: int
+    shard_characters: int
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "columns": self.columns.to_dict(),
+            "fdr": self.fdr,
+            "shard_rows": self.shard_rows,
+            "shard_characters": self.shard_characters,
+        }
+
+    def pins(self) -> dict[str, Any]:
+        """What a resumed run must share, apart from the inputs. A key's state and dates do not change results."""
+        return {
+            "version": __version__,
+            "options": self.options(),
+            "tokenizer": {"sha256": self.tokenizer.sha256},
+            "keys": {
+                key.id: {
+                    "scheme": key.config.tag,
+                    "parameters": key.config.parameters(),
+                    "fingerprint": key.info.fingerprint,
+                }
+                for key in self.keys
+            },
+        }
+
+    def setup(self, shards: Path) -> Setup:
+        """What the workers need; the one place where secrets are used."""
+        keys = tuple(DetectionKey(key.id, key.config.tag, config_of(key).window, use_key(key)) for key in self.keys)
+        return Setup(self.tokenizer, keys, shards)
+
+
+def run(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    keys: SecretKey | DetectionKeys | Iterable[SecretKey],
+    *,
+    out: str | os.PathLike[str],
+    tokenizer: Any = None,
+    text_column: str = "text",
+    id_column: str | None = None,
+    source_column: str | None = None,
+    workers: int | None = None,
+    fdr: float = 0.01,
+    shard_rows: int = 2000,
+    shard_characters: int = 4_000_000,
+    progress: bool = True,
+) -> RunSummary:
+    """Test every document of a corpus for the mark of a key; resume where an earlier call was stopped.
+
+    Guarantee: each p-value is valid as `assay.detect` states it; the flags' false discovery rate over the corpus is at
+    most `fdr` for independent or positively dependent documents. One row per document, whenever the run is killed.
+
+    Parameters
+    ----------
+    paths
+        Files, folders or glob patterns: .txt (a document each), .jsonl or .ndjson (also .gz, .zst, .zstd), .parquet.
+    keys
+        One key, several, or a keyring. Several are corrected by Holm's method and each row names its best key.
+    out
+        Folder for `results.parquet`, `rejects.jsonl`, `inputs.jsonl`, `summary.json` and `ledger/`.
+    tokenizer
+        The generator's: see `assay.detect`. Default: the bundled model's.
+    text_column, id_column, source_column
+        Names of JSON fields or Parquet columns; id and source default to the file and row.
+    workers
+        Processes; default: the cores this process may use. It does not change the results.
+    fdr
+        False discovery rate of the flags, in (0, 1).
+    shard_rows, shard_characters
+        Largest number of rows and of characters in a shard, the unit of work that a kill can cost.
+    progress
+        Show a bar on stderr where that is a terminal.
+
+    Returns
+    -------
+    RunSummary; `exit_code` is 3 where rows were rejected. A finished run is not repeated, its summary is returned.
+
+    Raises
+    ------
+    RunError
+        If nothing is found to test, the folder cannot be written or is in use, it was begun with something else, or an
+        input changes meanwhile.
+    ValueError
+        On an option out of range, a key of another scheme, two keys with one id, or an unusable tokenizer.
+
+    Notes
+    -----
+    Memory: 24 bytes per document at the end, and some shards per worker. Needs a POSIX system.
+    """
+    _check_options(fdr, shard_rows, shard_characters)
+    count = _worker_count(workers)
+    folder = Path(out)
+    plan = _Plan(
+        keys=_chosen(keys),
+        tokenizer=load_tokenizer(tokenizer),
+        inputs=find_inputs([paths] if isinstance(paths, (str, os.PathLike)) else paths, exclude=folder),
+        columns=Columns(text=text_column, id=id_column, source=source_column),
+        fdr=float(fdr),
+        shard_rows=shard_rows,
+        shard_characters=shard_characters,
+    )
+    with open_ledger(folder, plan.pins(), plan.inputs) as ledger:
+        try:
+            if ledger.finished is None:
+                _finish(plan, ledger, folder, _test(plan, ledger, count, bar=progress))
+            ledger.discard_shards()
+        except OSError as error:
+            raise RunError(
+                f"out: {str(out)!r} cannot be written: {error.strerror or type(error).__name__}. "
+                "Once the cause is gone, the same command resumes the run."
+            ) from error
+    return RunSummary.read(folder)
+
+
+def _check_options(fdr: float, shard_rows: int, shard_characters: int) -> None:
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr must be in (0, 1), got {fdr!r}.")
+    for name, value in (("shard_rows", shard_rows), ("shard_characters", shard_characters)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def _worker_count(workers: int | None) -> int:
+    if workers is None:
+        # Not os.cpu_count(): a container or taskset may allow fewer.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ValueError(f"workers must be an integer of at least 1, got {workers!r}.")
+    return workers
+
+
+def _chosen(keys: Any) -> tuple[SecretKey, ...]:
+    """The keys, sorted by id, so that their order cannot change a result."""
+    from assay.detection.detect import DetectionKeys
+
+    if isinstance(keys, SecretKey):
+        keys = [keys]
+    elif isinstance(keys, DetectionKeys):
+        keys = keys.for_detection()
+    listed = list(keys)
+    if not listed or not all(isinstance(key, SecretKey) for key in listed):
+        raise ValueError("keys must be a SecretKey, several of them, or a keyring with a key for detection.")
+    ids = [key.id for key in listed]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"keys must have different ids, got {sorted(ids)}.")
+    return tuple(sorted(listed, key=lambda key: key.id))
+
+
+@dataclass
+class _Session:
+    """What was tested since the last start."""
+
+    begun: float
+    resumed: bool
+    documents: int = 0
+    n_tokens: int = 0
+
+
+def _test(plan: _Plan, ledger: Ledger, count: int, *, bar: bool) -> _Session:
+    session = _Session(time.monotonic(), resumed=bool(ledger.shards))
+    first, after = ledger.first_missing()
+    rows = read(plan.inputs, plan.columns, after=after, finished=ledger.record_input)
+    shards = cut(rows, first=first, max_rows=plan.shard_rows, max_characters=plan.shard_characters)
+    missing = (shard for shard in shards if shard.index not in ledger.shards)
+    before = [0, *itertools.accumulate(max(0, file.size) for file in plan.inputs)]
+    setup = plan.setup(ledger.folder / "shards")
+    with shown(bar, before[-1], before[after[0]]) as advance, closing(_records(missing, setup, count)) as records:
+        for record in records:
+            ledger.record_shard(record)
+            session.documents += record.documents
+            session.n_tokens += record.n_tokens
+            advance(_size_of(record, ledger, before), record.documents, record.rejects)
+    if not ledger.shards:
+        raise RunError(f"paths: the {len(plan.inputs)} input files hold no document; they are empty.")
+    return session
+
+
+def _size_of(record: ShardRecord, ledger: Ledger, before: Sequence[int]) -> int:
+    """Input bytes of a shard, for the progress bar; 0 while the shard before it is unfinished."""
+    previous = ledger.shards.get(record.shard - 1)
+    begin = before[previous.end[0]] + previous.consumed if previous else 0
+    return before[record.end[0]] + record.consumed - begin
+
+
+def _records(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRecord, None, None]:
+    with closing(pool.work(shards, setup, count)) as answers:
+        for answer in answers:
+            yield answer if isinstance(answer, ShardRecord) else _write_lost(answer, setup.folder)
+
+
+def _write_lost(lost: pool.Lost, folder: Path) -> ShardRecord:
+    """All documents of a shard that killed its workers go to the rejects."""
+    rejects = [
+        Reject(d.file, d.row, d.consumed, d.name, d.row, "worker died", f"twice, {lost.ending}")
+        for d in lost.shard.documents
+    ]
+    in_order = sorted([*lost.shard.rejects, *rejects], key=lambda reject: (reject.file, reject.row))
+    return write_shard(lost.shard, {name: [] for name in COLUMNS}, in_order, folder)
+
+
+def _finish(plan: _Plan, ledger: Ledger, out: Path, session: _Session) -> None:
+    metadata = {
+        "assay.schema": RESULTS_SCHEMA,
+        "assay.version": __version__,
+        "assay.fdr": repr(plan.fdr),
+        "assay.keys": ",".join(key.id for key in plan.keys),
+        "assay.tokenizer_sha256": plan.tokenizer.sha256,
+    }
+    combined = combine(ledger, out, plan.inputs, fdr=plan.fdr, metadata=metadata)
+    summary = _summary(plan, ledger, out, session, combined)
+    summary_json = orjson.dumps(summary.to_dict(), option=orjson.OPT_INDENT_2) + b"\n"
+    write_atomically(out / "summary.json", summary_json)
+    ledger.record_finished(combined.sha256 | {"summary.json": sha256(summary_json).hexdigest()})
+
+
+def _summary(plan: _Plan, ledger: Ledger, out: Path, session: _Session, combined: Combined) -> RunSummary:
+    seconds = time.monotonic() - session.begun
+    records = ledger.shards.values()
+    return RunSummary(
+        documents=sum(record.documents for record in records),
+        flagged=combined.flagged,
+        fdr=plan.fdr,
+        rejects=sum(record.rejects for record in records),
+        rejects_by_reason=combined.rejects_by_reason,
+        n_tokens=sum(record.n_tokens for record in records),
+        n_scored=combined.n_scored,
+        inputs=len(plan.inputs),
+        keys=tuple(key.info.to_dict() for key in plan.keys),
+        tokenizer={"name": plan.tokenizer.name, "sha256": plan.tokenizer.sha256},
+        options=plan.options(),
+        null=NULL,
+        assumptions=tuple(_assumptions(plan)),
+        version=__version__,
+        started=ledger.started,
+        resumed=session.resumed,
+        seconds=seconds,
+        documents_per_second=session.documents / seconds,
+        tokens_per_second=session.n_tokens / seconds,
+        out=out,
+    )
+
+
+def _assumptions(plan: _Plan) -> Iterator[str]:
+    yield from SUM_ASSUMPTIONS
+    tokenizer = f"{plan.tokenizer.name!r} (sha256 {plan.tokenizer.sha256[:16]})"
+    yield f"Token ids come from tokenizer {tokenizer}, the generator's own."
+    if len(plan.keys) > 1:
+        yield f"Each document's p-value is corrected for {len(plan.keys)} keys by Holm's method."
+    yield _FDR_ASSUMPTION
+    for key in plan.keys:
+        if key.state == "revoked":
+            yield f"Key {key.id!r} was revoked ({key.info.revoked}); whoever learned it could have made the mark."

@@ -1,0 +1,188 @@
+"""Worker processes and the shards they hold: one shard per worker, read ahead meanwhile, a dead worker replaced.
+
+Processes start through a plain command instead of multiprocessing's spawn: a script that calls `run` then needs no
+`if __name__ == "__main__"`, and a notebook or an interpreter reading from a pipe works as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import cast
+
+from assay._errors import RunError
+from assay.detection.corpus.ledger import ShardRecord
+from assay.detection.corpus.shards import Shard
+from assay.detection.corpus.worker import Setup
+
+# The setup is taken off the socket before the slow imports, so that the parent is not held up.
+_COMMAND = """
+import sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+setup = connection.recv_bytes()
+from assay.detection.corpus.worker import main
+main(connection, setup, int(sys.argv[2]))
+"""
+_STARTS = 3  # workers that may die while starting before the run gives up
+_SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A shard that two workers died of, and how the second ended."""
+
+    shard: Shard
+    ending: str
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection[object, object]
+    ready: bool = False
+    shard: Shard | None = None
+
+
+def _start(setup: bytes) -> _Worker:
+    ours, theirs = socket.socketpair()
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAYON_NUM_THREADS": "1",
+        **dict.fromkeys(_SINGLE_THREADED, "1"),
+    }
+    with theirs:
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter with a constant program
+            [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+        )
+    worker = _Worker(process, Connection(ours.detach()))
+    with contextlib.suppress(ConnectionError):  # it died; its connection reports that like every death
+        worker.connection.send_bytes(setup)
+    return worker
+
+
+class _Pool:
+    def __init__(self, shards: Iterator[Shard], setup: Setup, count: int) -> None:
+        self.shards = shards
+        self.setup = pickle.dumps(setup)
+        self.count = count
+        self.workers: list[_Worker] = []
+        self.waiting: deque[Shard] = deque()
+        self.exhausted = False
+        self.tried: set[int] = set()
+        self.failed_starts = 0
+
+    def answers(self) -> Iterator[ShardRecord | Lost]:
+        while True:
+            self._hand_out()
+            busy = any(worker.shard is not None for worker in self.workers)
+            if not self.exhausted and len(self.waiting) < self.count:
+                self._read_one()
+                timeout: float | None = 0
+            elif busy or self.waiting:
+                timeout = None
+            else:
+                return
+            for connection in wait([worker.connection for worker in self.workers], timeout):
+                worker = next(worker for worker in self.workers if worker.connection is connection)
+                answer = self._receive(worker)
+                if answer is not None:
+                    yield answer
+
+    def _read_one(self) -> None:
+        shard = next(self.shards, None)
+        if shard is None:
+            self.exhausted = True
+        else:
+            self.waiting.append(shard)
+
+    def _hand_out(self) -> None:
+        for worker in self.workers:
+            if worker.ready and worker.shard is None and self.waiting:
+                worker.shard = self.waiting.popleft()
+                with contextlib.suppress(ConnectionError):  # as above
+                    worker.connection.send(worker.shard)
+        starting = sum(not worker.ready for worker in self.workers)
+        for _ in range(min(len(self.waiting) - starting, self.count - len(self.workers))):
+            self.workers.append(_start(self.setup))
+
+    def _receive(self, worker: _Worker) -> ShardRecord | Lost | None:
+        try:
+            answer = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            return self._bury(worker)
+        if answer == "ready":
+            worker.ready = True
+            return None
+        if isinstance(answer, str):
+            raise RunError(
+                f"a shard could not be written: {answer}. Once the cause is gone, the same command resumes the run."
+            )
+        worker.shard = None
+        return cast(ShardRecord, answer)
+
+    def _bury(self, worker: _Worker) -> Lost | None:
+        worker.connection.close()
+        code = worker.process.wait()
+        self.workers.remove(worker)
+        ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        if not worker.ready:
+            self.failed_starts += 1
+            if self.failed_starts == _STARTS:
+                raise RunError(f"worker processes end while they start ({ending}); see the messages above.")
+            return None
+        shard = worker.shard
+        if shard is None:
+            return None
+        if shard.index in self.tried:
+            return Lost(shard, ending)
+        self.tried.add(shard.index)
+        self.waiting.appendleft(shard)
+        return None
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.process.kill()
+            worker.process.wait()
+            worker.connection.close()
+
+
+def work(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRecord | Lost, None, None]:
+    """Test shards in worker processes.
+
+    Parameters
+    ----------
+    shards
+        Read no further ahead than `count` shards.
+    setup
+        Given to every worker.
+    count
+        Largest number of processes; they start as shards come.
+
+    Yields
+    ------
+    The record of each shard as it is finished, in any order, or `Lost` for one that killed two workers.
+
+    Raises
+    ------
+    RunError
+        If a shard's files cannot be written or workers cannot start.
+    """
+    pool = _Pool(shards, setup, count)
+    try:
+        yield from pool.answers()
+    finally:
+        pool.close()

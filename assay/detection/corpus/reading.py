@@ -1,0 +1,393 @@
+"""Corpus files as a flat stream of documents and rejects, from any position on.
+
+A row that is not a document becomes a `Reject` with file, line and reason, never its text; nothing stops the stream.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+import zstandard
+
+from assay.detection.corpus.sources import InputFile, check_unchanged
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_BUFFER = 1 << 20
+# A zstd block of a few bytes can stand for 128 KiB; small pieces bound what one of them can unfold to.
+_PACKED_PIECE = 1 << 13
+_ROWS_PER_BATCH = 1024
+_MISSING = object()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Names of the columns (JSON fields) to read.
+
+    Attributes
+    ----------
+    text
+        The document.
+    id
+        Its id, a string or an integer; None: file name and row.
+    source
+        What the report groups by, a string, an integer or null; None: the file, or the folder of a .txt file.
+    """
+
+    text: str = "text"
+    id: str | None = None
+    source: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+
+class Document(NamedTuple):
+    """One document.
+
+    Attributes
+    ----------
+    file, name
+        Index and name of its file.
+    row
+        From 1: line of a JSON-lines file, row of a Parquet file; 1 for a text file.
+    consumed
+        Bytes of the file read so far.
+    doc_id, source, text
+        See `Columns`.
+    """
+
+    file: int
+    row: int
+    consumed: int
+    name: str
+    doc_id: str
+    source: str | None
+    text: str
+
+
+class Reject(NamedTuple):
+    """One row, or the rest of a file, that could not be tested; `line` is `row`, or None where it is the file."""
+
+    file: int
+    row: int
+    consumed: int
+    name: str
+    line: int | None
+    reason: str
+    detail: str
+
+
+Row = Document | Reject
+Position = tuple[int, int]
+"""File and row that were read last; (0, 0) is the beginning."""
+
+
+def read(
+    inputs: Sequence[InputFile],
+    columns: Columns,
+    *,
+    after: Position = (0, 0),
+    finished: Callable[[int, str | None], None] = lambda file, sha256: None,
+) -> Iterator[Row]:
+    """All rows after a position, in order.
+
+    Parameters
+    ----------
+    inputs
+        The files, in order.
+    columns
+        What to read of each row.
+    after
+        Rows up to and including this one are left out; JSON lines among them are skipped without being parsed.
+    finished
+        Called with the file's index and SHA-256 (None where it could not be read) when the last row has been taken.
+
+    Raises
+    ------
+    RunError
+        If a file changed since `inputs` was made. Nothing else stops the stream.
+    """
+    first, skip = after
+    for index in range(first, len(inputs)):
+        yield from _read_file(index, inputs[index], columns, skip if index == first else 0, finished)
+
+
+def _read_file(
+    index: int, file: InputFile, columns: Columns, skip: int, finished: Callable[[int, str | None], None]
+) -> Iterator[Row]:
+    formats = {"text": _text_file, "lines": _json_lines, "parquet": _parquet}
+    progress = _Progress(row=0)
+    sha256 = None
+    try:
+        check_unchanged(file)
+        with open(file.path, "rb") as handle:
+            raw = _Hashed(handle)
+            try:
+                yield from formats[file.format](index, file, columns, skip, raw, progress)
+            except _DAMAGED as error:
+                if progress.row + 1 > skip:
+                    yield _file_reject(index, file, progress.row, error)
+            sha256 = raw.sha256()
+        check_unchanged(file)
+    except OSError as error:
+        sha256 = None
+        if progress.row + 1 > skip:
+            yield _file_reject(index, file, progress.row, error)
+    finished(index, sha256)
+
+
+@dataclass
+class _Progress:
+    row: int
+
+
+class _Hashed(io.RawIOBase):
+    """A file that hashes the bytes that are read from it."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self._digest = hashlib.sha256()
+        self.consumed = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        count: int = self._handle.readinto(buffer)  # type: ignore[attr-defined]  # a file opened in binary mode has it
+        self._digest.update(memoryview(buffer)[:count])
+        self.consumed += count
+        return count
+
+    def sha256(self) -> str:
+        """The hash of the whole file: what was left unread is read now."""
+        rest = bytearray(_BUFFER)
+        while self.readinto(rest):
+            pass
+        return self._digest.hexdigest()
+
+
+class _Zstandard(io.RawIOBase):
+    """Decompressed zstd frames. Unlike the library's own reader it notices a file that ends inside a frame."""
+
+    def __init__(self, packed: _Hashed) -> None:
+        self._packed = packed
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._inside = False
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        while not self._ready:
+            piece = self._packed.read(_PACKED_PIECE)
+            if not piece:
+                if self._inside:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            self._ready = memoryview(b"".join(self._unpack(piece)))
+        target = memoryview(buffer)
+        count = min(len(target), len(self._ready))
+        target[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _unpack(self, piece: bytes) -> Iterator[bytes]:
+        while piece:
+            yield self._frame.decompress(piece)
+            self._inside = not self._frame.eof
+            piece = b""
+            if self._frame.eof:
+                piece = self._frame.unused_data
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+
+
+_DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError)
+
+
+def _file_reject(index: int, file: InputFile, rows: int, error: Exception) -> Reject:
+    if isinstance(error, OSError) and error.errno is not None:
+        reason, why = "file cannot be read", error.strerror or type(error).__name__
+    else:
+        reason, why = "file is damaged", type(error).__name__
+    return Reject(index, rows + 1, max(0, file.size), file.name, None, reason, f"{why}, after row {rows}")
+
+
+def _text_file(
+    index: int, file: InputFile, columns: Columns, skip: int, raw: _Hashed, progress: _Progress
+) -> Iterator[Row]:
+    if skip:
+        return
+    data = io.BufferedReader(raw, _BUFFER).read()
+    progress.row = 1
+    try:
+        # utf-8-sig: a byte order mark says how the file is encoded and is no part of the text.
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield Reject(index, 1, file.size, file.name, None, "invalid UTF-8", f"at byte {error.start}")
+        return
+    yield Document(index, 1, file.size, file.name, file.name, file.name.rpartition("/")[0] or ".", text)
+
+
+def _json_lines(
+    index: int, file: InputFile, columns: Columns, skip: int, raw: _Hashed, progress: _Progress
+) -> Iterator[Row]:
+    name = file.name.lower()
+    stream: Any = io.BufferedReader(raw, _BUFFER)
+    if name.endswith(".gz"):
+        stream = io.BufferedReader(gzip.GzipFile(fileobj=stream), _BUFFER)
+    elif name.endswith((".zst", ".zstd")):
+        stream = io.BufferedReader(_Zstandard(raw), _BUFFER)
+    for row, line in enumerate(stream, 1):
+        progress.row = row
+        if row <= skip:
+            continue
+        if row == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            if line.strip():
+                reason, detail = _what_is_wrong(line, error)
+                yield Reject(index, row, raw.consumed, file.name, row, reason, detail)
+            continue
+        if not isinstance(fields, dict):
+            kind = type(fields).__name__
+            yield Reject(index, row, raw.consumed, file.name, row, "not a JSON object", f"the line holds a {kind}")
+            continue
+        yield _judge(
+            index,
+            row,
+            raw.consumed,
+            file,
+            columns,
+            fields.get(columns.text, _MISSING),
+            fields.get(columns.id, _MISSING) if columns.id is not None else None,
+            fields.get(columns.source, _MISSING) if columns.source is not None else None,
+        )
+
+
+def _what_is_wrong(line: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:
+    """Reason and detail without any of the line's content; the parser's messages name positions only."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return "invalid UTF-8", f"at byte {bad.start} of the line"
+    if "surrogate" in error.msg:
+        return "lone surrogate", f"at character {error.pos} of the line"
+    return "invalid JSON", f"{error.msg}, at character {error.pos} of the line"
+
+
+def _parquet(
+    index: int, file: InputFile, columns: Columns, skip: int, raw: _Hashed, progress: _Progress
+) -> Iterator[Row]:
+    import pyarrow as pa
+
+    try:
+        yield from _parquet_rows(index, file, columns, skip, progress)
+    except pa.ArrowException as error:
+        raise ValueError(type(error).__name__) from error
+
+
+def _parquet_rows(index: int, file: InputFile, columns: Columns, skip: int, progress: _Progress) -> Iterator[Row]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file.path) as source:
+        reject = _schema_reject(source.schema_arrow, columns)
+        if reject is not None:
+            if not skip:
+                yield Reject(index, 1, file.size, file.name, None, *reject)
+            progress.row = 1
+            return
+        wanted = list(dict.fromkeys(name for name in (columns.text, columns.id, columns.source) if name is not None))
+        total = max(1, source.metadata.num_rows)
+        for group in range(source.num_row_groups):
+            count = source.metadata.row_group(group).num_rows
+            if progress.row + count <= skip:
+                progress.row += count
+                continue
+            for batch in source.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=wanted):
+                lists = [
+                    _values(batch.column(name)) if name is not None else [None] * batch.num_rows
+                    for name in (columns.text, columns.id, columns.source)
+                ]
+                for text, doc_id, origin in zip(*lists, strict=True):
+                    progress.row += 1
+                    if progress.row > skip:
+                        consumed = file.size * progress.row // total
+                        yield _judge(index, progress.row, consumed, file, columns, text, doc_id, origin)
+
+
+def _schema_reject(schema: Any, columns: Columns) -> tuple[str, str] | None:
+    import pyarrow as pa
+
+    for role, name in (("text", columns.text), ("id", columns.id), ("source", columns.source)):
+        if name is not None and name not in schema.names:
+            return f"no {role} column", f"{name!r} is not among the columns {', '.join(map(repr, schema.names))}"
+        if name is not None and schema.names.count(name) > 1:
+            return f"no {role} column", f"{name!r} names several columns"
+    kind = schema.field(columns.text).type
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    textual = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    if not any(check(inner) for check in (*textual, *binary)):
+        return "text is not a string", f"column {columns.text!r} holds {kind}"
+    return None
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python values; strings that are not UTF-8 stay bytes, for `_judge` to reject one by one."""
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        return list(column.cast(pa.large_binary()).to_pylist())
+
+
+def _judge(
+    index: int, row: int, consumed: int, file: InputFile, columns: Columns, text: Any, doc_id: Any, source: Any
+) -> Row:
+    def reject(reason: str, detail: str) -> Reject:
+        return Reject(index, row, consumed, file.name, row, reason, detail)
+
+    if isinstance(text, bytes):  # Parquet writers of old store strings as bytes
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return reject("invalid UTF-8", f"at byte {error.start} of the text")
+    if not isinstance(text, str):
+        if text is _MISSING:
+            return reject("no text column", f"no field {columns.text!r}")
+        if text is None:
+            return reject("text is null", f"field {columns.text!r}")
+        return reject("text is not a string", f"field {columns.text!r} holds a {type(text).__name__}")
+    if columns.id is None:
+        doc_id = f"{file.name}:{row}"
+    elif not isinstance(doc_id, str):
+        if doc_id is _MISSING:
+            return reject("no id column", f"no field {columns.id!r}")
+        if not isinstance(doc_id, int) or isinstance(doc_id, bool):
+            return reject("id is not a string or integer", f"field {columns.id!r} holds a {type(doc_id).__name__}")
+        doc_id = str(doc_id)
+    if columns.source is None:
+        source = file.name
+    elif source is not None and not isinstance(source, str):
+        if source is _MISSING:
+            return reject("no source column", f"no field {columns.source!r}")
+        if not isinstance(source, int) or isinstance(source, bool):
+            return reject("source is not a string or integer", f"field {columns.source!r}: {type(source).__name__}")
+        source = str(source)
+    return Document(index, row, consumed, file.name, doc_id, source, text)
