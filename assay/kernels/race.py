@@ -123,7 +123,7 @@ def winners_reference(use_key: Words, contexts: Words, log_weights: LogWeights) 
     """As `winners`, from contexts, in plain numpy: the oracle of its tests."""
     times = race_times(expand(use_key, contexts, log_weights.shape[1], backend="numpy"))
     exact = log_weights.astype(np.float64)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         arrivals = times / np.exp(exact - exact.max(axis=1, keepdims=True))
     first: npt.NDArray[np.int64] = np.argmin(arrivals, axis=1)
     return first
