@@ -238,6 +238,8 @@ class SecretKey:
         raise AttributeError(f"SecretKey is immutable; {name!r} cannot be set. Use with_state() or a new key.")
 
     def __repr__(self) -> str:
+        if not hasattr(self, "info"):  # a traceback may show a key whose making was refused
+            return "SecretKey(<refused>, secret=<hidden>)"
         return f"SecretKey(id={self.id!r}, scheme={self.config.tag!r}, state={self.state!r}, secret=<hidden>)"
 
     def __eq__(self, other: object) -> bool:
