@@ -1,0 +1,67 @@
+"""Excerpts: the first tokens of a document with the evidence of each, cut to a size that a page can carry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from assay.report.records import Excerpt
+
+if TYPE_CHECKING:
+    from assay.detection.text import LoadedTokenizer
+    from assay.watermark.keys import SecretKey
+
+MOST_TOKENS = 200
+MOST_CHARACTERS = 200
+
+
+def excerpt_of(doc_id: str, text: str, tokenizer: LoadedTokenizer, key: SecretKey) -> Excerpt:
+    """The first tokens of a text and the tail probability of each token's score under the key.
+
+    The whole text is tokenised and repeats are found in the whole text, as the test does; only then is it cut.
+
+    Parameters
+    ----------
+    doc_id
+        The document's id.
+    text
+        The whole document.
+    tokenizer, key
+        As in the test.
+    """
+    from assay.watermark.gumbel import pivots, sum_scores
+
+    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    found = pivots(np.asarray(encoding.ids, dtype=np.uint32), key)
+    tails: list[float | None] = [None] * len(encoding.ids)
+    # Under H0 a score is at most Exp(1) in law, so -score is the logarithm of its tail probability.
+    for position, score in zip(found.positions.tolist(), sum_scores(found.words).tolist(), strict=True):
+        tails[position] = min(0.0, -score)
+    pieces = _pieces(text, encoding.offsets[:MOST_TOKENS])
+    return fit(Excerpt(doc_id=doc_id, pieces=pieces, log_tail=tuple(tails[:MOST_TOKENS])))
+
+
+def fit(excerpt: Excerpt) -> Excerpt:
+    """The excerpt with at most 200 tokens of at most 200 characters each, lone surrogates made visible."""
+    return Excerpt(
+        doc_id=clean(excerpt.doc_id),
+        pieces=tuple(clean(piece, most=MOST_CHARACTERS) for piece in excerpt.pieces[:MOST_TOKENS]),
+        log_tail=excerpt.log_tail[:MOST_TOKENS],
+    )
+
+
+def clean(text: str, *, most: int = 1000) -> str:
+    """The text cut to `most` characters, with lone surrogates, which no UTF-8 file can hold, as visible escapes."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _pieces(text: str, offsets: list[tuple[int, int]]) -> tuple[str, ...]:
+    """Consecutive pieces of the text, one per token: a character shared by several tokens goes to the first."""
+    pieces = []
+    reached = 0
+    for _, end in offsets:
+        pieces.append(text[reached : max(reached, end)])
+        reached = max(reached, end)
+    return tuple(pieces)

@@ -1,0 +1,275 @@
+"""What a report holds: frozen records of plain values, and their exact round trip through JSON.
+
+Probabilities are kept as natural logarithms, because real evidence goes far below the smallest float; an infinite
+logarithm is written as the string "-inf" or "inf".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+SHORT_TOKENS = 200
+"""Documents with fewer tokens are marked as short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excerpt:
+    """The beginning of one document, token by token.
+
+    Attributes
+    ----------
+    doc_id
+        The document's id, as in the results.
+    pieces
+        The text of each token; joined they give the excerpt.
+    log_tail
+        For each token the natural logarithm of the probability, in [-inf, 0], of a score at least as large under the
+        null; None where the token is not counted (a repeat, or too little text before it). Shape as `pieces`.
+    """
+
+    doc_id: str
+    pieces: tuple[str, ...]
+    log_tail: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.pieces) != len(self.log_tail):
+            raise ValueError(
+                f"log_tail must have one entry per piece, got {len(self.log_tail)} for {len(self.pieces)} pieces "
+                f"(document {self.doc_id!r}). Use None for tokens that are not counted."
+            )
+        for value in self.log_tail:
+            if value is not None and not value <= 0:
+                raise ValueError(f"log_tail must hold logarithms of probabilities, at most 0, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One listed document. `flagged` is the decision at the report's false discovery rate."""
+
+    doc_id: str
+    source: str
+    file: str | None
+    row: int | None
+    n_tokens: int
+    n_scored: int
+    n_repeats_dropped: int
+    statistic: float
+    log_pvalue: float
+    log_qvalue: float
+    log_evalue: float
+    key_id: str | None
+    scheme: str | None
+    flagged: bool
+    excerpt: Excerpt | None
+
+    @property
+    def short(self) -> bool:
+        """Whether the document has fewer than 200 tokens."""
+        return self.n_tokens < SHORT_TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Totals of the run.
+
+    Attributes
+    ----------
+    documents
+        Documents with a result.
+    tested
+        Those with at least one token that counts; only these can be flagged and only these enter shares and histogram.
+    flagged
+        Those flagged at the report's false discovery rate.
+    short, short_flagged
+        Tested documents with fewer than 200 tokens, and the flagged ones among them.
+    rejected
+        Input rows that could not be read as documents.
+    tokens, tokens_scored, repeats_dropped
+        Sums over all documents.
+    """
+
+    documents: int
+    tested: int
+    flagged: int
+    short: int
+    short_flagged: int
+    rejected: int
+    tokens: int
+    tokens_scored: int
+    repeats_dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """p-values of the tested documents in bins of equal width over [0, 1].
+
+    Attributes
+    ----------
+    counts
+        Documents per bin.
+    band_low, band_high
+        If no document were marked, all bins together would lie in this band with probability at least `band_level`
+        (binomial quantiles, Bonferroni over the bins). A conservative test falls short of it on the left.
+    band_level
+        In (0, 1).
+    """
+
+    counts: tuple[int, ...]
+    band_low: int
+    band_high: int
+    band_level: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthBucket:
+    """Tested documents with `shortest` to `longest` tokens (None: no upper end).
+
+    `low` and `high` bound the share flagged: Clopper-Pearson, 95 %. The p-values are None in an empty bucket.
+    """
+
+    shortest: int
+    longest: int | None
+    documents: int
+    flagged: int
+    low: float
+    high: float
+    log_pvalue_smallest: float | None
+    log_pvalue_median: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceShare:
+    """Tested documents of one source; `low` and `high` as in `LengthBucket`."""
+
+    source: str
+    documents: int
+    flagged: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyRecord:
+    """The public description of one key, and how many flagged documents name it.
+
+    `parameters` is the canonical JSON of the scheme settings; what is not known is None.
+    """
+
+    id: str
+    scheme: str | None
+    parameters: str | None
+    fingerprint: str | None
+    state: str | None
+    flagged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """One input file: name, SHA-256 in hexadecimal, size in bytes; what is not known is None."""
+
+    name: str
+    sha256: str | None
+    size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord:
+    """The tokenizer that made the token ids: name for people, SHA-256 of its canonical JSON."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectReason:
+    """How many input rows were rejected for one reason."""
+
+    reason: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """Name and version of one piece of software that the numbers depend on."""
+
+    name: str
+    version: str
+
+
+R = TypeVar("R")
+
+
+def to_plain(value: Any) -> Any:
+    """A record, or anything inside one, as JSON-ready values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def from_plain(kind: type[R], value: Any, where: str) -> R:
+    """The record of type `kind` that `to_plain` wrote; strict about names and types.
+
+    Raises
+    ------
+    ValueError
+        Naming the place and what was expected there.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object, got {type(value).__name__}.")
+    # mypy does not take a type variable's type for hashable.
+    hints = field_types(typing.cast(typing.Hashable, kind))
+    if value.keys() != hints.keys():
+        odd = sorted(value.keys() ^ hints.keys())
+        raise ValueError(f"{where} must have exactly the fields {sorted(hints)}; missing or unknown: {odd}.")
+    return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+@cache
+def field_types(kind: Any) -> dict[str, Any]:
+    """The field names of a record and their resolved types."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _read(next(kind for kind in arguments if kind is not types.NoneType), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be an array, got {type(value).__name__}.")
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return from_plain(typing.cast(type, hint), value, where)
+    if hint is float:
+        return _read_float(value, where)
+    # bool is a subclass of int, and true is not a count.
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be of type {hint.__name__}, got {type(value).__name__}.")
+    return value
+
+
+def _read_float(value: Any, where: str) -> float:
+    if value in ("inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f'{where} must be a number, "inf" or "-inf", got {type(value).__name__}.')
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number):
+        raise ValueError(f'{where} must be a finite float, or "inf" or "-inf", got a number beyond the largest float.')
+    return number
