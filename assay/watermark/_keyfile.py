@@ -51,10 +51,11 @@ def read(path: Path) -> tuple[bytes, bool]:
         ) from None
     except OSError as error:
         raise KeyringError(f"{path} cannot be read: {error.strerror}.") from None
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise KeyringError(f"path must name a keyring file, {path} is not a regular file.")
     with os.fdopen(fd, "rb") as file:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode):
-            raise KeyringError(f"path must name a keyring file, {path} is not a regular file.")
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise KeyringError(f"{path} is larger than {_MAX_BYTES} bytes, hence no keyring.")
