@@ -10,6 +10,7 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("assay-demo"),
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a causal model; default the bundled.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampler and the edits.", min=0)] = 0,
 ) -> None:
     """The tour: generate, tamper, detect and report, offline, in less than two minutes."""
@@ -20,7 +21,7 @@ def demo(
     from assay.detection.result import format_pvalue
 
     errors = Console(stderr=True)
-    result = tour.run(out, seed=seed, say=lambda line: errors.print(f"[dim]{line} ...[/dim]"))
+    result = tour.run(out, model=model, seed=seed, say=lambda line: errors.print(f"[dim]{line} ...[/dim]"))
     table = Table(title="Does the text carry the mark of the tour's key?", title_justify="left")
     table.add_column("text")
     table.add_column("what it is")

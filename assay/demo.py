@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from assay.detection.detect import detect
+from assay.detection.multiplicity import benjamini_hochberg
 from assay.detection.result import TestResult
 from assay.detection.text import load_tokenizer
 from assay.kernels.scoring.model import ModelScorer
 from assay.models import DEFAULT, load_model, load_tokenizer_for_generation
-from assay.report import Excerpt, Report
+from assay.report import Report
 from assay.report.excerpts import excerpt_of
 from assay.watermark.edits import edit, paste
 from assay.watermark.gumbel import GumbelConfig
@@ -44,6 +46,9 @@ EDITS = (
     ("insert", 0.1, "10 % random tokens inserted"),
     ("insert", 0.3, "30 % random tokens inserted"),
 )
+
+
+SHOWN = ("marked-1", "marked-1-substitute-10%", "marked-2-in-human-text", "human-1")
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,15 @@ class Tour:
     seconds: float
 
 
-def run(out: Path, *, seed: int = 0, say: Callable[[str], None] = lambda _: None) -> Tour:
+def run(out: Path, *, model: str | None = None, seed: int = 0, say: Callable[[str], None] = lambda _: None) -> Tour:
     """Run the tour and write the signed report into `out`.
 
     Parameters
     ----------
     out
         Folder for the report; made when missing.
+    model
+        Local folder or hub id of a causal model; default the bundled one.
     seed
         Seed of the sampler and of the edits. The watermark key is fresh each time, so p-values differ from run to run.
     say
@@ -91,21 +98,24 @@ def run(out: Path, *, seed: int = 0, say: Callable[[str], None] = lambda _: None
     keyring = Keyring.in_memory()
     key = keyring.new("tour-key", GumbelConfig())
     signer = keyring.new("tour-signer", Ed25519Config())
-    say(f"generating {2 * len(PROMPTS)} texts with the bundled model")
-    exhibits = make_exhibits(key, seed)
+    say(f"generating {2 * len(PROMPTS)} texts with {model or 'the bundled model'}")
+    loaded = load_model(model)
+    words = load_tokenizer_for_generation(model)
+    tokenizer = load_tokenizer(words)
+    exhibits = make_exhibits(loaded, words, key, seed)
     say(f"testing {len(exhibits)} texts, without and with the model")
-    scorer = ModelScorer(load_model())
-    plain = [detect(exhibit.text, key) for exhibit in exhibits]
+    scorer = ModelScorer(loaded)
+    plain = [detect(exhibit.text, key, tokenizer=tokenizer) for exhibit in exhibits]
     aware = [
-        detect(exhibit.text, key, model=scorer, tokenizer="default", temperature=TEMPERATURE) for exhibit in exhibits
+        detect(exhibit.text, key, model=scorer, tokenizer=tokenizer, temperature=TEMPERATURE) for exhibit in exhibits
     ]
     say("building and signing the report")
     report = Report.from_results(
         [(e.doc_id, e.source, result) for e, result in zip(exhibits, aware, strict=True)],
         title="Assay tour",
-        excerpts=_excerpts(exhibits, key),
+        excerpts=[excerpt_of(e.doc_id, e.text, tokenizer, key) for e in exhibits if e.doc_id in SHOWN],
         keys=[key],
-        tokenizer="default",
+        tokenizer=tokenizer,
     )
     report.save(out, sign_with=signer)
     flags = _flags(aware, report.fdr)
@@ -113,11 +123,10 @@ def run(out: Path, *, seed: int = 0, say: Callable[[str], None] = lambda _: None
     return Tour(findings, out / "report.html", time.perf_counter() - began)
 
 
-def make_exhibits(key: SecretKey, seed: int) -> list[Exhibit]:
+def make_exhibits(model: Any, tokenizer: Any, key: SecretKey, seed: int) -> list[Exhibit]:
     """Marked, plain, tampered and human texts."""
-    tokenizer = load_tokenizer_for_generation()
-    marked = _generate(tokenizer, key, seed)
-    plain = _generate(tokenizer, None, seed)
+    marked = _generate(model, tokenizer, key, seed)
+    plain = _generate(model, tokenizer, None, seed)
     human = [text for text in (DEFAULT / "held-out.txt").read_text(encoding="utf-8").split("\n") if len(text) > 400]
     exhibits = [Exhibit(f"marked-{i}", "marked", tokenizer.decode(ids)) for i, ids in enumerate(marked, 1)]
     exhibits += [Exhibit(f"plain-{i}", "same model, no mark", tokenizer.decode(ids)) for i, ids in enumerate(plain, 1)]
@@ -126,23 +135,22 @@ def make_exhibits(key: SecretKey, seed: int) -> list[Exhibit]:
     for kind, rate, name in EDITS:
         changed = edit(marked[0], kind, rate, len(tokenizer), rng)
         exhibits.append(Exhibit(f"marked-1-{kind}-{rate:.0%}", name, tokenizer.decode(changed)))
-    host = load_tokenizer().encode(human[-1])
+    host = load_tokenizer(tokenizer).encode(human[-1])
     mixed = paste(marked[1], host, len(host) // 2)
     exhibits.append(Exhibit("marked-2-in-human-text", "pasted into human text", tokenizer.decode(mixed)))
     return exhibits
 
 
-def _generate(tokenizer: object, key: SecretKey | None, seed: int) -> list[npt.NDArray[np.int64]]:
+def _generate(model: Any, tokenizer: Any, key: SecretKey | None, seed: int) -> list[npt.NDArray[np.int64]]:
     import torch
 
     from assay.watermark import for_transformers
 
-    model = load_model()
-    prompts = [tokenizer(prompt, return_tensors="pt") for prompt in PROMPTS]  # type: ignore[operator]
     texts = []
-    for number, inputs in enumerate(prompts):
+    for number, prompt in enumerate(PROMPTS):
+        inputs = tokenizer(prompt, return_tensors="pt")
         torch.manual_seed(1000 * seed + number + (0 if key is None else 500))
-        out = model.generate(  # type: ignore[operator]
+        out = model.generate(
             **inputs,
             do_sample=True,
             temperature=TEMPERATURE,
@@ -156,14 +164,6 @@ def _generate(tokenizer: object, key: SecretKey | None, seed: int) -> list[npt.N
     return texts
 
 
-def _excerpts(exhibits: list[Exhibit], key: SecretKey) -> list[Excerpt]:
-    shown = {"marked-1", "marked-1-substitute-10%", "marked-2-in-human-text", "human-1"}
-    tokenizer = load_tokenizer()
-    return [excerpt_of(e.doc_id, e.text, tokenizer, key) for e in exhibits if e.doc_id in shown]
-
-
 def _flags(results: list[TestResult], fdr: float) -> list[bool]:
-    from assay.detection.multiplicity import benjamini_hochberg
-
     log_qvalues = benjamini_hochberg(np.array([result.log_pvalue for result in results]))
     return [bool(q <= np.log(fdr)) for q in log_qvalues]

@@ -49,13 +49,20 @@ def load_model(spec: Any = None, *, device: str | None = None, dtype: str = "flo
     try:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError as error:
         raise MissingDependencyError("Models need torch and transformers: pip install 'assay[models]'.") from error
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype must be one of {sorted(dtypes)}, got {dtype!r}.")
-    # Only safetensors: a pickled checkpoint could run code.
-    model = AutoModelForCausalLM.from_pretrained(_path(spec), dtype=dtypes[dtype], use_safetensors=True)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        # Only safetensors: a pickled checkpoint could run code.
+        model = AutoModelForCausalLM.from_pretrained(_path(spec), dtype=dtypes[dtype], use_safetensors=True)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     if device is not None:
         model.to(device)
     model.eval()

@@ -1,0 +1,44 @@
+"""The tour: marked texts are found, tampered ones too, plain and human ones are not; the report verifies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from assay import demo
+from assay.report import verify
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory: pytest.TempPathFactory) -> demo.Tour:
+    return demo.run(tmp_path_factory.mktemp("tour"))
+
+
+def by_id(tour: demo.Tour, prefix: str) -> list[demo.Finding]:
+    return [finding for finding in tour.findings if finding.exhibit.doc_id.startswith(prefix)]
+
+
+def test_marked_texts_are_found(tour: demo.Tour) -> None:
+    whole = [finding for finding in by_id(tour, "marked-") if finding.exhibit.source == "marked"]
+    assert len(whole) == 5
+    assert all(finding.with_model.log10_pvalue < -40 and finding.flagged for finding in whole)
+
+
+def test_tampered_texts_are_found(tour: demo.Tour) -> None:
+    tampered = [finding for finding in by_id(tour, "marked-") if finding.exhibit.source != "marked"]
+    assert len(tampered) == 7
+    light = [f for f in tampered if "10%" in f.exhibit.doc_id or "human" in f.exhibit.doc_id]
+    assert all(finding.with_model.log10_pvalue < -10 and finding.flagged for finding in light)
+
+
+def test_unmarked_texts_are_not(tour: demo.Tour) -> None:
+    unmarked = by_id(tour, "plain-") + by_id(tour, "human-")
+    assert len(unmarked) == 9
+    # Nine texts and a fresh key: one below 1e-5 is a false alarm of 1e-4.
+    assert all(finding.plain.pvalue > 1e-5 for finding in unmarked)
+
+
+def test_the_report_is_signed_and_in_time(tour: demo.Tour) -> None:
+    assert verify(tour.page.parent).valid
+    assert tour.seconds < 120
