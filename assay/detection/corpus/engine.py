@@ -69,11 +69,7 @@ class _Plan:
             "options": self.options(),
             "tokenizer": {"sha256": self.tokenizer.sha256},
             "keys": {
-                key.id: {
-                    "scheme": key.config.tag,
-                    "parameters": key.config.parameters(),
-                    "fingerprint": key.info.fingerprint,
-                }
+                key.id: f"{key.config.tag} {key.config.canonical().decode()} {key.info.fingerprint}"
                 for key in self.keys
             },
         }
@@ -208,6 +204,7 @@ class _Session:
     resumed: bool
     documents: int = 0
     n_tokens: int = 0
+    rejects: int = 0
 
 
 def _test(plan: _Plan, ledger: Ledger, count: int, *, bar: bool) -> _Session:
@@ -218,22 +215,21 @@ def _test(plan: _Plan, ledger: Ledger, count: int, *, bar: bool) -> _Session:
     missing = (shard for shard in shards if shard.index not in ledger.shards)
     before = [0, *itertools.accumulate(max(0, file.size) for file in plan.inputs)]
     setup = plan.setup(ledger.folder / "shards")
-    with shown(bar, before[-1], before[after[0]]) as advance, closing(_records(missing, setup, count)) as records:
+    done = first
+    with shown(bar, before[-1]) as update, closing(_records(missing, setup, count)) as records:
         for record in records:
             ledger.record_shard(record)
             session.documents += record.documents
             session.n_tokens += record.n_tokens
-            advance(_size_of(record, ledger, before), record.documents, record.rejects)
+            session.rejects += record.rejects
+            # Shards finish in any order; the bar shows how far everything is done.
+            while done in ledger.shards:
+                done += 1
+            last = ledger.shards.get(done - 1)
+            update(0 if last is None else before[last.end[0]] + last.consumed, session.documents, session.rejects)
     if not ledger.shards:
         raise RunError(f"paths: the {len(plan.inputs)} input files hold no document; they are empty.")
     return session
-
-
-def _size_of(record: ShardRecord, ledger: Ledger, before: Sequence[int]) -> int:
-    """Input bytes of a shard, for the progress bar; 0 while the shard before it is unfinished."""
-    previous = ledger.shards.get(record.shard - 1)
-    begin = before[previous.end[0]] + previous.consumed if previous else 0
-    return before[record.end[0]] + record.consumed - begin
 
 
 def _records(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRecord, None, None]:

@@ -231,7 +231,7 @@ def _compare(out: Path, folder: Path, header: dict[str, Any], pins: dict[str, An
         )
     before, now = _flat(header["pins"]), _flat(pins)
     changes = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        f"{name} was {before.get(name, 'not there')!r} and is {now.get(name, 'not there')!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and not name.startswith("inputs.")
     ]

@@ -60,6 +60,7 @@ def _start(setup: bytes) -> _Worker:
         "RAYON_NUM_THREADS": "1",
         **dict.fromkeys(_SINGLE_THREADED, "1"),
     }
+    environment.pop("ASSAY_PASSPHRASE", None)  # no business of theirs
     with theirs:
         process = subprocess.Popen(  # noqa: S603  # our own interpreter with a constant program
             [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],

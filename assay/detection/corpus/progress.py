@@ -6,23 +6,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Advance = Callable[[int, int, int], None]
-"""Called with input bytes, documents and rejects of one shard."""
+Update = Callable[[int, int, int], None]
+"""Called with the input bytes that are done, and documents and rejects since the start."""
 
 
 @contextmanager
-def shown(enabled: bool, total_bytes: int, done_bytes: int) -> Iterator[Advance]:
+def shown(enabled: bool, total_bytes: int) -> Iterator[Update]:
     """A progress bar on stderr where that is a terminal, else nothing.
 
     Parameters
     ----------
     enabled
         False: never a bar.
-    total_bytes, done_bytes
-        Size of the inputs, and what an earlier start has done of it.
+    total_bytes
+        Size of the inputs.
     """
     if not enabled or not sys.stderr.isatty():
-        yield lambda consumed, documents, rejects: None
+        yield lambda done_bytes, documents, rejects: None
         return
     import time
 
@@ -39,13 +39,11 @@ def shown(enabled: bool, total_bytes: int, done_bytes: int) -> Iterator[Advance]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total_bytes, completed=done_bytes, documents=0, rejects=0, rate=0.0)
-        counts, begun = [0, 0], time.monotonic()
+        task = bar.add_task("", total=total_bytes, documents=0, rejects=0, rate=0.0)
+        begun = time.monotonic()
 
-        def advance(consumed: int, documents: int, rejects: int) -> None:
-            counts[0] += documents
-            counts[1] += rejects
-            rate = counts[0] / max(1e-9, time.monotonic() - begun)
-            bar.update(task, advance=consumed, documents=counts[0], rejects=counts[1], rate=rate)
+        def update(done_bytes: int, documents: int, rejects: int) -> None:
+            rate = documents / max(1e-9, time.monotonic() - begun)
+            bar.update(task, completed=done_bytes, documents=documents, rejects=rejects, rate=rate)
 
-        yield advance
+        yield update

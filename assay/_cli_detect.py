@@ -1,0 +1,153 @@
+"""`assay detect`: test one text, or a corpus into a folder of results.
+
+Results go to stdout, as JSON when it is not a terminal or with --json; progress and messages go to stderr.
+Exit codes: 0 every document tested, 1 refused or failed, 2 usage, 3 finished with rejects, 130 interrupted; after 1 and
+130 the same command resumes a corpus run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from assay._cli_keys import (
+    DEFAULT_KEYRING,
+    AsJson,
+    KeyringPath,
+    PassphraseFile,
+    _refusals,
+    _say,
+    _wants_json,
+    _write_json,
+    open_keyring,
+)
+
+if TYPE_CHECKING:
+    from assay.detection.corpus import RunSummary
+    from assay.detection.result import TestResult
+    from assay.watermark.keyring import Keyring
+    from assay.watermark.keys import SecretKey
+
+
+def detect(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Without --out: one text file, or - for stdin. With it: files, folders, patterns "
+            "(.txt, .jsonl, .ndjson, also .gz and .zst, .parquet).",
+        ),
+    ],
+    *,
+    key: Annotated[
+        list[str], typer.Option("--key", metavar="ID", help='Id of the key; repeat it, or "all" for every usable key.')
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Test a corpus and put the results here.")
+    ] = None,
+    keyring: KeyringPath = DEFAULT_KEYRING,
+    passphrase_file: PassphraseFile = None,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="PATH", help="The generator's tokenizer: folder, tokenizer.json or hub id.")
+    ] = "default",
+    text_column: Annotated[
+        str, typer.Option(metavar="NAME", help="JSON field or Parquet column that holds the text.")
+    ] = "text",
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Field of the document's id; default file and row.")
+    ] = None,
+    source_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Field that reports group by; default the file.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default all cores.", show_default=False)
+    ] = None,
+    fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = 0.01,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Documents in a shard, the unit of resuming.")] = 2000,
+    as_json: AsJson = False,
+) -> None:
+    """Test texts for the mark of a key."""
+    if out is None and len(paths) != 1:
+        raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
+    with _refusals():
+        keys = _keys(open_keyring(keyring, passphrase_file), key)
+        if out is None:
+            _show_result(_detect_one(paths[0], keys, tokenizer), as_json=as_json)
+            return
+        from assay.detection.corpus import run
+
+        try:
+            summary = run(
+                paths,
+                keys,
+                out=out,
+                tokenizer=tokenizer,
+                text_column=text_column,
+                id_column=id_column,
+                source_column=source_column,
+                workers=workers,
+                fdr=fdr,
+                shard_rows=shard_rows,
+            )
+        except KeyboardInterrupt:
+            _say(f"interrupted; the same command resumes the run in {out}")
+            raise typer.Exit(130) from None
+    _show_summary(summary, as_json=as_json)
+    raise typer.Exit(summary.exit_code)
+
+
+def _keys(keyring: Keyring, ids: list[str]) -> list[SecretKey]:
+    if "all" in ids:
+        if len(ids) > 1:
+            raise typer.BadParameter('--key must be ids or "all" alone.')
+        return list(keyring.for_detection())
+    keys = [keyring[id] for id in dict.fromkeys(ids)]
+    for one in keys:
+        if one.state == "revoked":
+            _say(f"warning: key {one.id!r} is revoked; whoever learned it could have made its mark.")
+    return keys
+
+
+def _detect_one(path: str, keys: list[SecretKey], tokenizer: str) -> TestResult:
+    from assay.detection import detect as detect_text
+    from assay.detection.corpus.sources import format_of
+    from assay.detection.text import decode_text
+
+    if path == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        file = Path(path)
+        if file.is_dir() or format_of(file) not in (None, "text"):
+            raise typer.BadParameter(f"{path} is a corpus: give --out FOLDER for its results.")
+        data = file.read_bytes()
+    # A byte order mark says how the file is encoded and is no part of the text.
+    return detect_text(decode_text(data).removeprefix("\ufeff"), keys, tokenizer=tokenizer)
+
+
+def _show_result(result: TestResult, *, as_json: bool) -> None:
+    if _wants_json(as_json):
+        _write_json(result.to_dict())
+        return
+    typer.echo(result.sentence())
+    typer.echo(repr(result))
+
+
+def _show_summary(summary: RunSummary, *, as_json: bool) -> None:
+    if _wants_json(as_json):
+        _write_json(summary.to_dict())
+        return
+    typer.echo(
+        f"{summary.documents:,} documents tested, {summary.flagged:,} flagged at a false discovery rate of "
+        f"{summary.fdr:.3g}."
+    )
+    if summary.rejects:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary.rejects_by_reason.items())
+        typer.echo(f"{summary.rejects:,} rejected ({reasons}), listed in {summary.out / 'rejects.jsonl'}.")
+    typer.echo(
+        f"{summary.n_tokens:,} tokens, {summary.n_scored:,} of them counted; {summary.seconds:.1f} s, "
+        f"{summary.documents_per_second:,.0f} documents/s, {summary.tokens_per_second:,.0f} tokens/s."
+    )
+    typer.echo(f"Results: {summary.out / 'results.parquet'}")
