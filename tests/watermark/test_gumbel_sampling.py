@@ -34,7 +34,7 @@ def log(law: np.ndarray) -> np.ndarray:
 
 
 def chi_square(counts: np.ndarray, law: np.ndarray) -> float:
-    """p-value of counts against a law. Cells of expectation under 10 are joined; those of probability 0 must be empty."""
+    """p-value of counts against a law. Cells expecting under 10 are joined; those of probability 0 must be empty."""
     expected = counts.sum() * law / law.sum()
     assert not counts[law == 0].any()
     rare = expected < 10
@@ -81,7 +81,7 @@ LAWS = {
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
 @pytest.mark.parametrize("name", LAWS)
 def test_tokens_have_the_law_of_the_model(name: str, marked: bool) -> None:
-    counts = drawn(LAWS[name], 60_000, window=2, marked=marked, seed=1)
+    counts = drawn(LAWS[name], 30_000, window=2, marked=marked, seed=1)
     assert chi_square(counts, LAWS[name]) > FALSE_ALARM
 
 
