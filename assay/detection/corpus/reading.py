@@ -176,6 +176,22 @@ class _Hashed(io.RawIOBase):
         return self._digest.hexdigest()
 
 
+class _Gzip(io.RawIOBase):
+    """Decompressed gzip, as far as it goes: a larger read would drop what it has when it meets the damage."""
+
+    def __init__(self, packed: gzip.GzipFile) -> None:
+        self._packed = packed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        target = memoryview(buffer)
+        piece = self._packed.read1(len(target))
+        target[: len(piece)] = piece
+        return len(piece)
+
+
 class _Zstandard(io.RawIOBase):
     """Decompressed zstd frames. Unlike the library's own reader it notices a file that ends inside a frame."""
 
@@ -245,7 +261,7 @@ def _json_lines(
     name = file.name.lower()
     stream: Any = io.BufferedReader(raw, _BUFFER)
     if name.endswith(".gz"):
-        stream = io.BufferedReader(gzip.GzipFile(fileobj=stream), _BUFFER)
+        stream = io.BufferedReader(_Gzip(gzip.GzipFile(fileobj=stream)), _BUFFER)
     elif name.endswith((".zst", ".zstd")):
         stream = io.BufferedReader(_Zstandard(raw), _BUFFER)
     for row, line in enumerate(stream, 1):
