@@ -1,0 +1,264 @@
+"""`score_tokens` and `score_logits`: per-token statistics in one pass over the vocabulary.
+
+The logits of a block of candidates are computed, summed and forgotten: memory does not grow with the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from assay.kernels.scoring import running, statistics, statistics_torch
+from assay.kernels.scoring.decoding import Decoding, warp
+from assay.kernels.scoring.head import LEAST, Head, Projection, blocks
+from assay.kernels.scoring.running import RunningSums
+from assay.kernels.scoring.statistics import DEFAULT_TILTS, Floats, TokenStatistics
+
+Backend = Literal["auto", "numba", "torch", "triton"]
+
+_ROWS = 1024  # rows per pass over the weights
+_WHOLE = 1 << 22  # logits held at once where the decoding rule needs whole rows: 16 MiB of float32
+_WARPED = 1 << 20  # of them, those warped at once: sorting takes several times their memory
+
+
+@torch.inference_mode()
+def score_logits(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    decoding: Decoding | None = None,
+    tilts: Sequence[float] = DEFAULT_TILTS,
+    other_logits: torch.Tensor | None = None,
+    backend: Backend = "auto",
+) -> TokenStatistics:
+    """Statistics of the law each row of logits gives its target.
+
+    A row's statistics do not depend on the other rows, bit for bit.
+
+    Parameters
+    ----------
+    logits
+        float32, bfloat16 or float16, shape (n, V); -inf forbids a candidate.
+    targets
+        Integers, shape (n,), in [0, V).
+    decoding
+        The decoding rule; None is plain sampling at temperature 1.
+    tilts
+        The grid s of the tilted log-sums, each below 1.
+    other_logits
+        Floating, shape (n, V): a second model's logits q for the cross-entropy; the decoding rule leaves them alone.
+    backend
+        "auto" takes numba on the CPU and Triton on a GPU that has it, else torch.
+
+    Returns
+    -------
+    `TokenStatistics` of n rows, float64 on the CPU.
+
+    Raises
+    ------
+    ValueError
+        On shapes that do not fit, targets out of range, NaN or +inf logits, or a row of -inf.
+    """
+    _check_rows("logits", logits, targets)
+    if other_logits is not None and other_logits.shape != logits.shape:
+        raise ValueError(f"other_logits must have shape {tuple(logits.shape)}, got {tuple(other_logits.shape)}.")
+    grid = _grid(tilts)
+    _check_targets(targets, logits.shape[1])
+    out = statistics.empty(len(logits), grid, cross=other_logits is not None)
+    step = max(1, _WARPED // logits.shape[1])
+    for start in range(0, len(logits), step):
+        rows = slice(start, start + step)
+        other = None if other_logits is None else other_logits[rows].float()
+        whole = warp(logits[rows].float(), decoding or Decoding())
+        statistics.fill(out, rows, _whole_rows(whole, targets[rows], grid, other, backend))
+    return out
+
+
+@torch.inference_mode()
+def score_tokens(
+    hidden: torch.Tensor,
+    head: Head | torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    decoding: Decoding | None = None,
+    tilts: Sequence[float] = DEFAULT_TILTS,
+    other: tuple[torch.Tensor, Head] | None = None,
+    logits_dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
+) -> TokenStatistics:
+    """Statistics of each target under the law that its hidden state gives, without keeping the logits.
+
+    A row's statistics do not depend on the other rows: bit for bit on the CPU with numba, on BLAS libraries whose
+    products do not (`tests` check it).
+
+    Parameters
+    ----------
+    hidden
+        Floating, shape (n, D): last hidden states, after the final normalisation.
+    head
+        The vocabulary projection, or its weight alone, shape (V, D).
+    targets
+        Integers, shape (n,), in [0, V).
+    decoding, tilts, backend
+        As in `score_logits`. A rule with top-k, top-p or min-p needs whole rows of logits, 16 MiB at a time.
+    other
+        The second model's hidden states, shape (n, D2), and head over the same vocabulary.
+    logits_dtype
+        float32 multiplies narrower weights in float32. The weights' own type is several times faster where the
+        processor has it, rounds every logit to that type, and gives the logits that a model of that type samples from.
+
+    Returns
+    -------
+    `TokenStatistics` of n rows, float64 on the CPU.
+
+    Raises
+    ------
+    ValueError
+        As `score_logits`.
+    """
+    head = head if isinstance(head, Head) else Head(weight=head)
+    _check_rows("hidden", hidden, targets)
+    _check_head("head.weight", head, hidden)
+    vocabulary = len(head.weight)
+    _check_targets(targets, vocabulary)
+    if other is not None:
+        _check_head("other head.weight", other[1], other[0])
+        if len(other[0]) != len(hidden) or len(other[1].weight) != vocabulary:
+            raise ValueError(
+                f"other must have {len(hidden)} rows and {vocabulary} candidates, got {len(other[0])} and "
+                f"{len(other[1].weight)}. The two models must share their vocabulary."
+            )
+    grid = _grid(tilts)
+    out = statistics.empty(len(hidden), grid, cross=other is not None)
+    rule = decoding or Decoding()
+    blockwise = _backend(backend, hidden) != "triton" and not rule.truncates
+    step = _ROWS if blockwise else max(LEAST, _WHOLE // vocabulary)
+    for start in range(0, len(hidden), step):
+        rows = slice(start, min(start + step, len(hidden)))
+        first = Projection(hidden[rows], head, logits_dtype)
+        second = None if other is None else Projection(other[0][rows], other[1], logits_dtype)
+        if blockwise:
+            found = _blockwise(first, second, targets[rows], rule.temperature, grid, backend)
+        else:
+            whole = first.logits(slice(0, vocabulary))
+            beside = None if second is None else second.logits(slice(0, vocabulary))
+            found = score_logits(whole, targets[rows], decoding=rule, tilts=tilts, other_logits=beside, backend=backend)
+        statistics.fill(out, rows, found)
+    return out
+
+
+def _blockwise(
+    first: Projection,
+    second: Projection | None,
+    targets: torch.Tensor,
+    temperature: float,
+    grid: Floats,
+    backend: Backend,
+) -> TokenStatistics:
+    add = _adder(backend, first.hidden)
+    tempered = first.chosen(targets) / temperature
+    sums = running.start(targets.cpu().numpy().astype(np.int64), tempered.cpu().numpy(), grid)
+    vocabulary = len(first.head.weight)
+
+    # The numba pass reads bfloat16 as it is.
+    widen = add is statistics_torch.update or temperature != 1.0 or first.hidden.dtype != torch.bfloat16
+
+    def pass_over(into: RunningSums, source: Projection, beside: Projection | None) -> None:
+        for block in blocks(vocabulary):
+            logits = source.logits(block, widen=widen)
+            if temperature != 1.0:
+                logits.div_(temperature)
+            add(into, slice(0, source.rows), logits, block.start, None if beside is None else beside.logits(block))
+
+    pass_over(sums, first, second)
+    # A rank is exact only against the logit that the pass itself computed. Where the early product gave other bits,
+    # those rows are counted again.
+    wrong = np.flatnonzero(sums.seen.view(np.int32) != sums.chosen.view(np.int32))
+    wrong = wrong[~np.isnan(sums.seen[wrong])]
+    if len(wrong):
+        again = running.start(sums.targets[wrong], sums.seen[wrong], grid)
+        kept = torch.from_numpy(wrong).to(first.hidden.device)
+        pass_over(again, Projection(first.hidden[kept], first.head, first.hidden.dtype), None)
+        for name in ("chosen", "greater", "ties"):
+            getattr(sums, name)[wrong] = getattr(again, name)
+    return running.finish(sums, grid, cross=second is not None)
+
+
+def _whole_rows(
+    logits: torch.Tensor, targets: torch.Tensor, grid: Floats, other: torch.Tensor | None, backend: Backend
+) -> TokenStatistics:
+    """Statistics of whole rows of float32 logits."""
+    if _backend(backend, logits) == "triton":
+        from assay.kernels.scoring import triton_statistics
+
+        return triton_statistics.row_statistics(logits, targets, grid, other)
+    targets = targets.to(logits.device, torch.int64)
+    chosen = logits.gather(1, targets[:, None])[:, 0]
+    sums = running.start(targets.cpu().numpy(), chosen.cpu().numpy(), grid)
+    add = _adder(backend, logits)
+    add(sums, slice(0, len(logits)), logits.contiguous(), 0, None if other is None else other.contiguous())
+    return running.finish(sums, grid, cross=other is not None)
+
+
+Adder = Callable[[RunningSums, slice, torch.Tensor, int, torch.Tensor | None], None]
+
+
+def _adder(backend: Backend, tensor: torch.Tensor) -> Adder:
+    if _backend(backend, tensor) != "numba":
+        return statistics_torch.update
+    from assay.kernels.scoring import statistics_numba
+
+    def add(sums: RunningSums, rows: slice, logits: torch.Tensor, offset: int, other: torch.Tensor | None) -> None:
+        beside = None if other is None else other.numpy()
+        columns = slice(0, logits.shape[1])
+        bits = logits.view(torch.uint16) if logits.dtype == torch.bfloat16 else logits
+        statistics_numba.update(sums, rows, bits.numpy(), columns, offset, beside, torch.get_num_threads())
+
+    return add
+
+
+def _backend(backend: Backend, tensor: torch.Tensor) -> Literal["numba", "torch", "triton"]:
+    if backend not in ("auto", "numba", "torch", "triton"):
+        raise ValueError(f"backend must be 'auto', 'numba', 'torch' or 'triton', got {backend!r}.")
+    if backend == "auto":
+        if tensor.device.type == "cpu":
+            return "numba"
+        from importlib.util import find_spec
+
+        return "triton" if tensor.device.type == "cuda" and find_spec("triton") else "torch"
+    if backend == "numba" and tensor.device.type != "cpu":
+        raise ValueError(f"backend 'numba' needs tensors on the CPU, got {tensor.device}. Use 'auto'.")
+    return backend
+
+
+def _grid(tilts: Sequence[float]) -> Floats:
+    grid = np.asarray(tilts, dtype=np.float64).reshape(-1)
+    if not (np.isfinite(grid).all() and (grid < 1).all()):
+        raise ValueError(f"tilts must be finite and below 1, got {list(tilts)}.")
+    return grid
+
+
+def _check_rows(name: str, rows: torch.Tensor, targets: torch.Tensor) -> None:
+    if rows.ndim != 2 or rows.shape[1] == 0 or not rows.is_floating_point():
+        raise ValueError(f"{name} must be floating with shape (n, size >= 1), got {tuple(rows.shape)} {rows.dtype}.")
+    if targets.shape != rows.shape[:1] or targets.is_floating_point():
+        raise ValueError(
+            f"targets must be integers of shape ({len(rows)},), got {tuple(targets.shape)} {targets.dtype}."
+        )
+
+
+def _check_head(name: str, head: Head, hidden: torch.Tensor) -> None:
+    weight = head.weight
+    if weight.ndim != 2 or hidden.ndim != 2 or weight.shape[1] != hidden.shape[1]:
+        raise ValueError(f"{name} must have shape (V, {hidden.shape[-1]}), got {tuple(weight.shape)}.")
+
+
+def _check_targets(targets: torch.Tensor, vocabulary: int) -> None:
+    if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < vocabulary):
+        raise ValueError(
+            f"targets must be ids in [0, {vocabulary}), got {int(targets.min())} to {int(targets.max())}. "
+            "Use the tokenizer that belongs to the model."
+        )
