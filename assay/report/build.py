@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ LENGTH_EDGES = (1, 50, 100, SHORT_TOKENS, 400, 800, 1600, 3200)
 BINS = 20
 BAND_LEVEL = 0.99
 SHARE_LEVEL = 0.95
+NO_SOURCE = "(no source)"
 _MOST_SOURCES = 200
 
 
@@ -90,6 +92,7 @@ class Circumstances:
     nulls: Sequence[str]
     assumptions: Sequence[str]
     inputs: Sequence[InputFile]
+    results: InputFile | None
     tokenizer: TokenizerRecord | None
     rejects: Sequence[RejectReason]
 
@@ -143,6 +146,7 @@ def from_results(
         nulls=_distinct(getattr(result, "null", None) for result in found),
         assumptions=_distinct(note for result in found for note in getattr(result, "assumptions", ())),
         inputs=inputs,
+        results=None,
         tokenizer=tokenizer_record(tokenizer),
         rejects=rejects,
     )
@@ -192,6 +196,7 @@ def assemble(
         nulls=tuple(circumstances.nulls),
         assumptions=tuple(clean(note) for note in circumstances.assumptions),
         inputs=tuple(InputFile(name=clean(one.name), sha256=one.sha256, size=one.size) for one in circumstances.inputs),
+        results=circumstances.results,
         tokenizer=circumstances.tokenizer,
         rejects=tuple(RejectReason(reason=clean(one.reason), rows=one.rows) for one in circumstances.rejects),
         limits=wording.LIMITS,
@@ -332,8 +337,11 @@ def _documents(
 
 def most_certain(log_pvalue: Floats, log_evalue: Floats, count: int) -> list[int]:
     """The rows with the smallest p-values, ties by larger e-value, then by row; at most `count`."""
-    order = np.lexsort((np.arange(len(log_pvalue)), -log_evalue, log_pvalue))
-    return [int(i) for i in order[:count]]
+    rows = np.arange(len(log_pvalue))
+    if 0 < count < len(rows):
+        rows = np.flatnonzero(log_pvalue <= np.partition(log_pvalue, count - 1)[count - 1])
+    order = np.lexsort((rows, -log_evalue[rows], log_pvalue[rows]))
+    return [int(i) for i in rows[order[:count]]]
 
 
 def key_record(key: Any) -> KeyRecord:
@@ -361,14 +369,18 @@ def tokenizer_record(tokenizer: Any) -> TokenizerRecord | None:
 
 def _row(item: Any) -> tuple[str, str, Any]:
     if isinstance(item, tuple) and len(item) == 3:
-        return str(item[0]), str(item[1]), item[2]
+        return str(item[0]), _source(item[1]), item[2]
     for name in ("doc_id", "source", "log_pvalue"):
         if not hasattr(item, name):
             raise ValueError(
                 f"results must hold tuples (doc_id, source, TestResult) or records of a corpus run, got "
                 f"{type(item).__name__} without {name!r}."
             )
-    return str(item.doc_id), str(item.source), item
+    return str(item.doc_id), _source(item.source), item
+
+
+def _source(source: Any) -> str:
+    return NO_SOURCE if source is None else str(source)
 
 
 def _placed(doc_ids: Sequence[str], excerpts: Sequence[Excerpt]) -> dict[int, Excerpt]:
@@ -408,6 +420,7 @@ def _timestamp(made: datetime | None) -> str:
     return made.astimezone(UTC).strftime(MADE_FORMAT)
 
 
+@cache
 def _software() -> tuple[Version, ...]:
     return (
         Version(name="assay", version=__version__),

@@ -68,8 +68,8 @@ class Report:
         Keys named by the results or tested in the run.
     tests, nulls, assumptions
         What was tested and what the guarantee rests on; empty where the results do not say.
-    inputs, tokenizer
-        What was read, by hash, where that is known.
+    inputs, results, tokenizer
+        Files that were read, the table that the tests wrote, and the tokenizer: by hash, where that is known.
     rejects
         Why input rows were rejected; most frequent first.
     limits
@@ -95,6 +95,7 @@ class Report:
     nulls: tuple[str, ...]
     assumptions: tuple[str, ...]
     inputs: tuple[InputFile, ...]
+    results: InputFile | None
     tokenizer: TokenizerRecord | None
     rejects: tuple[RejectReason, ...]
     limits: tuple[str, ...]
@@ -194,15 +195,15 @@ class Report:
         tokenizer
             The run's tokenizer; default the one that the run names. Its hash must be the run's.
         excerpts
-            How many of the most certain documents to show with their text, >= 0. With 0 the report holds no document
-            text at all; document ids, sources and file names remain.
+            How many of the most certain flagged documents to show with their text, >= 0. With 0 the report holds no
+            document text at all; document ids, sources and file names remain.
         title, listed, made
             As in `from_results`.
 
         Raises
         ------
         RunError
-            If the folder holds no finished run.
+            If the folder holds no finished run, or a document to be shown is no longer the one that was tested.
         ValueError
             If an argument is out of range, or the tokenizer is not the run's.
         """

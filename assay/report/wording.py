@@ -60,9 +60,8 @@ def verdict(counts: Counts, fdr: float, keys: Sequence[KeyRecord]) -> str:
     if counts.documents == 0:
         return "There were no documents to test, so this report says nothing either way."
     if counts.tested == 0:
-        which = (
-            "The one document could not" if counts.documents == 1 else f"None of {counts.documents:,} documents could"
-        )
+        one = "The one document could not"
+        which = one if counts.documents == 1 else f"None of the {counts.documents:,} documents could"
         return f"{which} be tested: there is too little text, so this report says nothing either way."
     named = [key.id for key in keys if key.flagged] if counts.flagged else [key.id for key in keys]
     mark = _mark(named)

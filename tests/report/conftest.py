@@ -1,0 +1,89 @@
+"""Synthetic documents with a fixed seed: uniform words for unmarked text, high scores favoured for marked text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from assay.detection.gumbel import sum_test
+from assay.detection.result import TestResult
+from assay.report import Excerpt, InputFile, RejectReason, Report
+from assay.watermark.gumbel import GumbelConfig, Pivots, sum_scores
+from assay.watermark.keys import SecretKey
+from assay.watermark.signing import Ed25519Config
+
+MADE = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
+SOURCES = ("editorial", "agency wire", "reader letters", "archive")
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Results as `Report.from_results` takes them, an excerpt for each, and which documents are marked."""
+
+    results: list[tuple[str, str, TestResult]]
+    excerpts: dict[str, Excerpt]
+    marked: list[bool]
+    key: SecretKey
+
+    def report(self, **changes: object) -> Report:
+        return Report.from_results(self.results, **{"keys": [self.key], "made": MADE, **changes})
+
+
+def make_documents(n: int, seed: int) -> Synthetic:
+    rng = np.random.default_rng(seed)
+    key = SecretKey(bytes(range(32)), id="newsroom-2026", config=GumbelConfig(), created=MADE)
+    results, excerpts, marked = [], {}, []
+    for i in range(n):
+        length = int(np.exp(rng.uniform(np.log(3), np.log(3000))))
+        source = SOURCES[int(rng.integers(len(SOURCES)))]
+        is_marked = source != "archive" and bool(rng.random() < 0.4)
+        counted = max(0, length - 4)
+        u = rng.random(counted)
+        if is_marked:
+            u **= 1 / rng.uniform(1.0, 2.5, counted)
+        words = np.minimum((1 - u) * 2.0**32, 2.0**32 - 1).astype(np.uint32)
+        kept = rng.random(counted) > 0.03
+        pivots = Pivots(np.flatnonzero(kept) + 4, words[kept], length, counted - int(kept.sum()))
+        doc_id = f"doc-{i:04d}"
+        results.append((doc_id, source, replace(sum_test(pivots), key_id=key.id, scheme="gumbel/1")))
+        marked.append(is_marked)
+        tails: list[float | None] = [None] * length
+        for position, score in zip(pivots.positions, sum_scores(pivots.words), strict=True):
+            tails[position] = min(0.0, -float(score))
+        pieces = tuple(f" secretword{j}" for j in range(length))
+        excerpts[doc_id] = Excerpt(doc_id=doc_id, pieces=pieces, log_tail=tuple(tails))
+    return Synthetic(results, excerpts, marked, key)
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> Synthetic:
+    return make_documents(300, seed=7)
+
+
+@pytest.fixture(scope="session")
+def full_report(synthetic: Synthetic) -> Report:
+    """A report with something in every field."""
+    order = sorted(synthetic.results, key=lambda row: row[2].log_pvalue)
+    return synthetic.report(
+        title="Newsroom archive, third quarter",
+        excerpts=[synthetic.excerpts[row[0]] for row in order[:3]],
+        inputs=[InputFile(name="a.jsonl", sha256="9f" * 32, size=48), InputFile(name="x", sha256=None, size=None)],
+        rejects=[RejectReason(reason="invalid UTF-8", rows=3)],
+    )
+
+
+@pytest.fixture(scope="session")
+def small_report() -> Report:
+    return make_documents(4, seed=3).report(listed=2)
+
+
+@pytest.fixture(scope="session")
+def make_signer() -> Callable[[int], SecretKey]:
+    def make(number: int) -> SecretKey:
+        return SecretKey(bytes([number]) * 32, id=f"audit-office-{number}", config=Ed25519Config(), created=MADE)
+
+    return make
