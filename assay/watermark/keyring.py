@@ -86,8 +86,8 @@ class Keyring:
         path
             Where; nothing may be there yet.
         passphrase
-            Encrypts the secrets. Anyone who has the file can try passphrases at some ten per second and core: take
-            six random words or more.
+            Encrypts the secrets. Anyone who has the file can try some three passphrases per second and core: take six
+            random words or more.
         development
             True, without a passphrase, writes the secrets in the clear and warns.
         scrypt_n

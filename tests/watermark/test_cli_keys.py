@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import stat
 import subprocess
 import sys
@@ -221,6 +222,21 @@ def test_development_keyrings_warn(assay: Assay, tmp_path: Path, monkeypatch: py
         assert secret not in result.output
     path.chmod(0o644)
     assert assay("rotate", "e").exit_code == 1
+
+
+def test_the_documented_commands_work(
+    assay: Assay, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text(PASSPHRASE)
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "keys.md"
+    commands = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("assay keys ")]
+    assert len(commands) == 10
+    for command in commands:
+        line = command.partition(" | ")[0].replace("/run/secrets/assay", "secret")
+        result = assay(*shlex.split(line)[2:])
+        assert result.exit_code == 0, (line, result.output)
+    assert "public_key" in (tmp_path / "public-keys.json").read_text()
 
 
 # ---------------------------------------------------------------- on a terminal
