@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,16 +56,12 @@ def cut(document: int, context: Ids, ids: Ids, window: int, stride: int) -> Iter
         start += stride
 
 
-def batches(windows: Sequence[Window], token_budget: int) -> Iterator[list[Window]]:
-    """Batches of at most `token_budget` tokens, padding included, longest windows first; at least one window each.
+def longest_first(windows: Iterable[Window]) -> list[Window]:
+    """Windows of like length side by side; a batch that does not fit into memory then shows at the start of a run."""
+    return sorted(windows, key=lambda window: -len(window.inputs))
 
-    Longest first, because a batch that does not fit into memory then shows at the start of a long run.
-    """
-    pending: list[Window] = []
-    for window in sorted(windows, key=lambda w: -len(w.inputs)):
-        if pending and len(pending[0].inputs) * (len(pending) + 1) > token_budget:
-            yield pending
-            pending = []
-        pending.append(window)
-    if pending:
-        yield pending
+
+def batch_end(windows: Sequence[Window], start: int, token_budget: int) -> int:
+    """End of the batch that starts at `start`: at most `token_budget` tokens, padding included, at least one window."""
+    longest = len(windows[start].inputs)
+    return min(start + max(1, token_budget // longest), len(windows))
