@@ -157,8 +157,7 @@ def assemble(
     columns: ResultColumns, fdr: float, excerpts: Mapping[int, Excerpt], circumstances: Circumstances
 ) -> Report:
     """The report on result columns; `excerpts` by row."""
-    if not isinstance(fdr, (int, float)) or not 0 < fdr < 1:
-        raise ValueError(f"fdr must be in (0, 1), got {fdr!r}. 0.01 keeps the expected share of false alarms at 1 %.")
+    check_fdr(fdr)
     if isinstance(circumstances.listed, bool) or not isinstance(circumstances.listed, int) or circumstances.listed < 0:
         raise ValueError(f"listed must be an integer of at least 0, got {circumstances.listed!r}.")
     log_qvalue = benjamini_hochberg(columns.log_pvalue)
@@ -201,6 +200,12 @@ def assemble(
         rejects=tuple(RejectReason(reason=clean(one.reason), rows=one.rows) for one in circumstances.rejects),
         limits=wording.LIMITS,
     )
+
+
+def check_fdr(fdr: float) -> None:
+    """Refuse what is no false discovery rate."""
+    if not isinstance(fdr, (int, float)) or not 0 < fdr < 1:
+        raise ValueError(f"fdr must be in (0, 1), got {fdr!r}. 0.01 keeps the expected share of false alarms at 1 %.")
 
 
 def histogram(log_pvalue: Floats) -> Histogram:

@@ -19,7 +19,7 @@ from assay.detection.corpus.ledger import file_sha256
 from assay.detection.corpus.results import RESULTS_SCHEMA, RunSummary
 from assay.detection.multiplicity import benjamini_hochberg
 from assay.report import canonical
-from assay.report.build import NO_SOURCE, Circumstances, Identity, ResultColumns, assemble, most_certain
+from assay.report.build import NO_SOURCE, Circumstances, Identity, ResultColumns, assemble, check_fdr, most_certain
 from assay.report.excerpts import clean, excerpt_of
 from assay.report.records import Excerpt, InputFile, KeyRecord, RejectReason, TokenizerRecord
 from assay.report.report import Report
@@ -48,6 +48,7 @@ def from_run(
     summary = RunSummary.read(out_dir)
     columns = _columns(out_dir / "results.parquet")
     fdr = summary.fdr if fdr is None else fdr
+    check_fdr(fdr)
     shown = {}
     if excerpts and keys is not None:
         flagged = benjamini_hochberg(columns.log_pvalue) <= math.log(fdr)

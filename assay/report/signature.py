@@ -7,6 +7,7 @@ key and, for each file, name, size and SHA-256; the signature covers all of thes
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +195,7 @@ def _check_statement(statement: dict[str, Any]) -> None:
     if sorted(map(str, names)) != sorted((REPORT_JSON, REPORT_HTML)) or not isinstance(statement["key_id"], str):
         raise ValueError(f"{SIGNATURE_JSON}: signed, but not for {REPORT_JSON} and {REPORT_HTML}.")
     for entry in entries:
-        if not isinstance(entry.get("sha256"), str) or type(entry.get("size")) is not int:
+        if not isinstance(entry.get("sha256"), str) or type(entry.get("size")) is not int or entry["size"] < 0:
             raise ValueError(f"{SIGNATURE_JSON}: signed, but without the hashes of the files.")
 
 
@@ -205,13 +206,13 @@ def _file_problem(path: Path, entry: dict[str, Any]) -> str | None:
         return f"{path.name}: not a file."
     try:
         with path.open("rb") as file:
-            # One byte more than was signed is enough to know, however large the file is.
-            data = file.read(entry["size"] + 1)
+            # A file of another size is not read, however large it is.
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if size == entry["size"] else None
     except OSError as error:
         return f"{path.name}: cannot be read ({error.strerror})."
-    if len(data) != entry["size"]:
-        return f"{path.name}: changed since it was signed (its size is not the signed {entry['size']} bytes)."
-    digest = hashlib.sha256(data).hexdigest()
+    if digest is None:
+        return f"{path.name}: changed since it was signed (it has {size} bytes, signed were {entry['size']})."
     if digest != entry["sha256"]:
         return f"{path.name}: changed since it was signed (SHA-256 is {digest}, signed was {entry['sha256']})."
     return None

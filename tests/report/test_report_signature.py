@@ -20,9 +20,16 @@ from assay.watermark.keys import SecretKey
 FILES = ("report.html", "report.json", "report.sig.json")
 
 
+@pytest.fixture(scope="module")
+def original(small_report: Report, make_signer: Callable[[int], SecretKey], tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("signed") / "report"
+    small_report.save(folder, sign_with=make_signer(1))
+    return folder
+
+
 @pytest.fixture
-def signed(small_report: Report, make_signer: Callable[[int], SecretKey], tmp_path: Path) -> Path:
-    small_report.save(tmp_path / "report", sign_with=make_signer(1))
+def signed(original: Path, tmp_path: Path) -> Path:
+    shutil.copytree(original, tmp_path / "report")
     return tmp_path / "report"
 
 
@@ -34,7 +41,7 @@ def test_untouched_report_is_valid(signed: Path, make_signer: Callable[[int], Se
         assert (finding.valid, finding.signer_checked, finding.problems) == (True, True, ())
         assert finding.checked == ("report.html", "report.json")
         assert finding.key_id == "audit-office-1"
-        assert finding.sentence().startswith("VALID. report.html and report.json: unchanged since signed by the expected")
+        assert finding.sentence().startswith("VALID. report.html and report.json: unchanged since signed by the")
         assert bool(finding)
 
 
@@ -187,11 +194,16 @@ ENTRY = {"name": "report.json", "size": 1, "sha256": ""}
         {"extra": 1},
     ],
 )
-def test_hostile_signature_files_are_refused(signed: Path, make_signer: Callable, changes: dict) -> None:
+def test_signature_files_for_something_else_are_refused(signed: Path, make_signer: Callable, changes: dict) -> None:
     forged(signed, make_signer(1), **changes)
     finding = verify(signed)
     assert not finding.valid
     assert finding.problems[0].startswith("report.sig.json:")
+
+
+def test_an_absurd_size_is_not_read(signed: Path, make_signer: Callable) -> None:
+    forged(signed, make_signer(1), files=[ENTRY | {"size": 10**18}, ENTRY | {"name": "report.html"}])
+    assert "signed were 1000000000000000000" in verify(signed).sentence()
 
 
 @pytest.mark.parametrize("data", [b"null", b"[]", b"{}", b"[" * 60_000, b"\xff", b"9" * 60_000, b"x" * 10**6])
