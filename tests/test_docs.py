@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -227,6 +228,19 @@ def test_what_the_errors_page_says_is_what_there_is() -> None:
 
     kinds = [value for value in vars(_errors).values() if isinstance(value, type)]
     assert all(issubclass(kind, assay.AssayError) and kind.__doc__ for kind in kinds)
+
+
+def test_the_model_card_says_what_the_training_log_says() -> None:
+    log = json.loads((ROOT / "assay" / "models" / "default" / "training.json").read_text(encoding="utf-8"))
+    page = (DOCS / "explanation" / "model-card.md").read_text(encoding="utf-8")
+    for name in ("parameters", "steps", "tokens"):
+        assert f"{log[name]:,}" in page, name
+    for name in ("bits_per_char", "bits_per_token", "chars_per_token"):
+        assert f"| {log[f'validation_{name}']} |" in page, name
+    for name in ("weights_sha256", "tokenizer_sha256"):
+        assert log[name] in page, name
+    for name in ("layers", "width", "ffn", "positions", "batch", "context", "dropout", "seed"):
+        assert re.search(rf"\b{re.escape(str(log['settings'][name]))}\b", page), name
 
 
 # --- the site -----------------------------------------------------------------------------------------------------
