@@ -1,0 +1,122 @@
+"""kill -9 of the real command at random moments: after the last resume nothing is lost, doubled or different."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from assay.watermark.keyring import Keyring
+from assay.watermark.keys import SecretKey
+
+DOCUMENTS = 2500
+LIMIT_S = 120
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, make_key: Callable[..., SecretKey], human_text: str) -> Path:
+    """A keyring, and 2500 passages in four files with every 100th row bad."""
+    folder = tmp_path_factory.mktemp("kill")
+    with pytest.warns(UserWarning, match="not encrypted"):
+        Keyring.create(folder / "keys.json", development=True).add(make_key(1))
+    rng = np.random.default_rng(2)
+    (folder / "corpus").mkdir()
+    rows = []
+    for i in range(DOCUMENTS):
+        start = int(rng.integers(len(human_text) - 300))
+        rows.append(json.dumps({"id": i, "text": human_text[start : start + int(rng.integers(20, 300))]}))
+    for i in range(0, DOCUMENTS, 100):
+        rows[i] = "{bad"
+    for k in range(4):
+        (folder / f"corpus/{k}.jsonl").write_text("\n".join(rows[k::4]))
+    return folder
+
+
+def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
+    arguments = ["corpus", "--key", "test-1", "--out", out, "--id-column", "id", "--shard-rows", "25", "--workers", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "assay", "detect", *arguments],
+        cwd=folder,
+        env=os.environ | {"ASSAY_KEYRING": "keys.json"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, messages = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 3, messages.decode()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path) -> tuple[bytes, bytes]:
+    finish(start(folder, "uninterrupted"))
+    return outcome(folder / "uninterrupted")
+
+
+def outcome(out: Path) -> tuple[bytes, bytes]:
+    return (out / "results.parquet").read_bytes(), (out / "rejects.jsonl").read_bytes()
+
+
+def rows_in_manifest(out: Path) -> int:
+    try:
+        return (out / "ledger/manifest.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def storm(folder: Path, out: str, kills: int, seed: int) -> list[int]:
+    """Kill the command `kills` times, then let it finish; returns the manifest rows present after each kill.
+
+    Every moment is drawn as a number of further manifest rows and a fraction of a second, so that slow machines are hit
+    in the middle as well. Every other kill spares the workers: they go on as orphans while the next start takes over.
+    """
+    rng = np.random.default_rng(seed)
+    present = []
+    for kill in range(kills):
+        process = start(folder, out)
+        goal = rows_in_manifest(folder / out) + int(rng.integers(0, 2 * 100 // kills))
+        deadline = time.monotonic() + LIMIT_S
+        while process.poll() is None and rows_in_manifest(folder / out) < goal and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(float(rng.uniform(0, 0.05)))
+        if kill % 2:
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=LIMIT_S)
+        present.append(rows_in_manifest(folder / out))
+    finish(start(folder, out))
+    return present
+
+
+def check(folder: Path, out: str, uninterrupted: tuple[bytes, bytes]) -> None:
+    rows = parquet.read_table(folder / out / "results.parquet")
+    ids = Counter(rows["doc_id"].to_pylist())
+    assert ids == Counter(str(i) for i in range(DOCUMENTS) if i % 100)
+    assert (folder / out / "rejects.jsonl").read_bytes().count(b"\n") == DOCUMENTS // 100
+    assert outcome(folder / out) == uninterrupted
+
+
+def test_kill_at_random_moments(folder: Path, uninterrupted: tuple[bytes, bytes]) -> None:
+    present = storm(folder, "killed", kills=4, seed=1)
+    assert any(0 < rows < 105 for rows in present)  # at least one hit the middle: 1 + 100 shards + 4 inputs + the end
+    check(folder, "killed", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_many_kills(folder: Path, uninterrupted: tuple[bytes, bytes], seed: int) -> None:
+    storm(folder, f"killed-{seed}", kills=12, seed=100 + seed)
+    check(folder, f"killed-{seed}", uninterrupted)
