@@ -51,8 +51,25 @@ def detect(
     keyring: KeyringPath = DEFAULT_KEYRING,
     passphrase_file: PassphraseFile = None,
     tokenizer: Annotated[
-        str, typer.Option(metavar="PATH", help="The generator's tokenizer: folder, tokenizer.json or hub id.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The generator's tokenizer: folder, tokenizer.json or hub id; default that of --model, else the "
+            "bundled model's.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help='One text only: the model that may have written it, for more power; folder, hub id or "default".',
+        ),
+    ] = None,
+    prompt: Annotated[
+        Path | None, typer.Option("--prompt-file", metavar="PATH", help="One text only: its prompt, if known.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="With --model: the temperature it was sampled at.")] = 1.0,
     text_column: Annotated[
         str, typer.Option(metavar="NAME", help="JSON field or Parquet column that holds the text.")
     ] = "text",
@@ -72,10 +89,13 @@ def detect(
     """Test texts for the mark of a key."""
     if out is None and len(paths) != 1:
         raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
+    if out is not None and (model is not None or prompt is not None):
+        raise typer.BadParameter("--model and --prompt-file are for one text; a corpus is tested by its tokens alone.")
     with _refusals():
         keys = _keys(open_keyring(keyring, passphrase_file), key)
         if out is None:
-            _show_result(_detect_one(paths[0], keys, tokenizer), as_json=as_json)
+            result = _detect_one(paths[0], keys, tokenizer, model=model, prompt=prompt, temperature=temperature)
+            _show_result(result, as_json=as_json)
             return
         from assay.detection.corpus import run
 
@@ -111,7 +131,15 @@ def _keys(keyring: Keyring, ids: list[str]) -> list[SecretKey]:
     return keys
 
 
-def _detect_one(path: str, keys: list[SecretKey], tokenizer: str) -> TestResult:
+def _detect_one(
+    path: str,
+    keys: list[SecretKey],
+    tokenizer: str | None,
+    *,
+    model: str | None,
+    prompt: Path | None,
+    temperature: float,
+) -> TestResult:
     from assay.detection import detect as detect_text
     from assay.detection.corpus.sources import format_of
     from assay.detection.text import decode_text
@@ -124,7 +152,14 @@ def _detect_one(path: str, keys: list[SecretKey], tokenizer: str) -> TestResult:
             raise typer.BadParameter(f"{path} is a corpus: give --out FOLDER for its results.")
         data = file.read_bytes()
     # A byte order mark says how the file is encoded and is no part of the text.
-    return detect_text(decode_text(data).removeprefix("\ufeff"), keys, tokenizer=tokenizer)
+    return detect_text(
+        decode_text(data).removeprefix("\ufeff"),
+        keys,
+        tokenizer=tokenizer,
+        model=model,
+        prompt=None if prompt is None else decode_text(prompt.read_bytes()).removeprefix("\ufeff"),
+        temperature=temperature,
+    )
 
 
 def _show_result(result: TestResult, *, as_json: bool) -> None:
