@@ -1,0 +1,93 @@
+"""The green list with independent membership: how often a token is green, and the power of the exact binomial test.
+
+Under H0 each counted token is green with chance gamma, independently. Source: Kirchenbauer et al. (2023),
+arXiv:2301.10226, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from assay.watermark._laws import check_law, check_level, group_law
+
+
+def green_chance(law: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) -> float:
+    """Chance that a marked token is green: E of e^delta G / (1 + (e^delta - 1) G), G the random mass of the green set.
+
+    Parameters
+    ----------
+    law
+        float64, shape (V,): the model's law of the token.
+    gamma
+        Chance that a token of the vocabulary is green, each independently of the others, in (0, 1).
+    delta
+        Bonus on the logits of green tokens, > 0; infinite for the hard list (which draws from the law itself where no
+        token of positive probability is green).
+
+    Returns
+    -------
+    Between gamma and 1; absolute error below 1e-12 for any V, without enumeration of green sets.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    1 / (1 + a G) is the integral of exp(-v (1 + a G)) over v > 0, and E exp(-v a G) is a product over tokens. With
+    v = e^y the integrand is analytic and falls off on both sides: the trapezoidal rule is exact to rounding.
+    """
+    share = check_level(gamma, "gamma")
+    if not delta > 0.0:
+        raise ValueError(f"delta must be greater than 0, got {delta}.")
+    log_p, multiplicity = group_law(check_law(law, "law"))
+    if math.isinf(delta):
+        return -math.expm1(int(multiplicity.sum()) * math.log1p(-share))
+    bonus = math.expm1(delta)
+    step = 0.05
+    y = np.arange(-40.0, 4.0 + step, step)
+    v = np.exp(y)
+    log_product = np.zeros(len(y))
+    for log_mass, count in zip(log_p, multiplicity, strict=True):
+        log_product += count * np.log1p(share * np.expm1(-bonus * np.exp(log_mass) * v))
+    missing = math.fsum(step * np.exp(y - v + log_product))
+    return (bonus + 1.0) / bonus * (1.0 - missing)
+
+
+def binomial_type2_error(n: int, gamma: float, chance: float, alpha: float) -> float:
+    """Type II error of the exact test of n green indicators: gamma under H0, chance under H1."""
+    return float(stats.binom.cdf(stats.binom.isf(alpha, n, gamma), n, chance))
+
+
+def smallest_binomial(gamma: float, chance: float, alpha: float, beta: float, limit: int) -> int:
+    """The smallest n at which the exact test's Type II error is at most beta.
+
+    The randomised test's error falls with n and is never larger, so its crossing, found by bisection, is a lower bound
+    from which every n is tried: the error of the test without randomisation is a saw-tooth.
+    """
+
+    def randomised(n: int) -> float:
+        last = stats.binom.isf(alpha, n, gamma)
+        spent = (alpha - stats.binom.sf(last, n, gamma)) / stats.binom.pmf(last, n, gamma)
+        return float(stats.binom.cdf(last, n, chance) - spent * stats.binom.pmf(last, n, chance))
+
+    high = 1
+    while randomised(high) > beta:
+        high *= 2
+        if high > limit:
+            raise ValueError(f"beta = {beta} needs more than {limit} tokens. Use a larger delta or another test.")
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if randomised(middle) <= beta else (middle, high)
+    while True:
+        lengths = np.arange(high, high + 64)
+        good = stats.binom.cdf(stats.binom.isf(alpha, lengths, gamma), lengths, chance) <= beta
+        if good.any():
+            return high + int(np.argmax(good))
+        high += 64
