@@ -1,83 +1,37 @@
-"""From test results to the numbers of a report: counts, shares with exact intervals, histogram, flags.
-
-Flags: Benjamini and Hochberg (1995), in log space. Intervals: Clopper and Pearson (1934), exact binomial. Band of the
-histogram: binomial quantiles with Bonferroni's correction over the bins.
-"""
+"""From test results to a report: flags by Benjamini and Hochberg (1995) in log space, totals, documents, words."""
 
 from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy import special
 
 from assay import __version__
 from assay.detection.multiplicity import benjamini_hochberg
-from assay.report import wording
+from assay.report import shares, wording
+from assay.report.columns import Booleans, Floats, Identity, Integers, ResultColumns, most_certain
 from assay.report.excerpts import clean, fit
 from assay.report.records import (
     SHORT_TOKENS,
     Counts,
     Document,
     Excerpt,
-    Histogram,
     InputFile,
     KeyRecord,
-    LengthBucket,
     RejectReason,
-    SourceShare,
     TokenizerRecord,
     Version,
 )
 from assay.report.report import MADE_FORMAT, Report
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-
-LENGTH_EDGES = (1, 50, 100, SHORT_TOKENS, 400, 800, 1600, 3200)
-BINS = 20
-BAND_LEVEL = 0.99
-SHARE_LEVEL = 0.95
 NO_SOURCE = "(no source)"
-_MOST_SOURCES = 200
-
-
-class Identity(NamedTuple):
-    """What names one result: id, place in the input, and the key found."""
-
-    doc_id: str
-    file: str | None
-    row: int | None
-    scheme: str | None
-
-
-@dataclass(frozen=True)
-class ResultColumns:
-    """Results column by column, so that millions of documents fit; arrays have shape (documents,).
-
-    `sources` and `key_ids` are names; `source_codes` and `key_codes` (int64) point into them, key code -1: no key.
-    `identify` returns the identities of the rows asked for.
-    """
-
-    statistic: Floats
-    log_pvalue: Floats
-    log_evalue: Floats
-    n_tokens: Integers
-    n_scored: Integers
-    n_repeats_dropped: Integers
-    sources: Sequence[str]
-    source_codes: Integers
-    key_ids: Sequence[str]
-    key_codes: Integers
-    identify: Callable[[Sequence[int]], Sequence[Identity]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +130,7 @@ def assemble(
         repeats_dropped=int(np.sum(columns.n_repeats_dropped)),
     )
     keys = _keys(columns, flagged, circumstances.keys)
-    sources, sources_left_out = _sources(columns, tested, flagged)
+    sources, sources_left_out = shares.by_source(columns, tested, flagged)
     return Report(
         title=clean(circumstances.title),
         made=_timestamp(circumstances.made),
@@ -185,8 +139,8 @@ def assemble(
         verdict=wording.verdict(counts, fdr, keys),
         counts=counts,
         log_pvalue_threshold=float(np.max(columns.log_pvalue[flagged])) if counts.flagged else None,
-        histogram=histogram(columns.log_pvalue[tested]),
-        lengths=_lengths(columns, tested, flagged),
+        histogram=shares.histogram(columns.log_pvalue[tested]),
+        lengths=shares.by_length(columns, tested, flagged),
         sources=sources,
         sources_left_out=sources_left_out,
         documents=_documents(columns, log_qvalue, flagged, excerpts, circumstances.listed),
@@ -208,87 +162,7 @@ def check_fdr(fdr: float) -> None:
         raise ValueError(f"fdr must be in (0, 1), got {fdr!r}. 0.01 keeps the expected share of false alarms at 1 %.")
 
 
-def histogram(log_pvalue: Floats) -> Histogram:
-    """p-values in bins of equal width, with the band in which uniform p-values stay."""
-    n = len(log_pvalue)
-    counts, _ = np.histogram(np.exp(log_pvalue), bins=BINS, range=(0.0, 1.0))
-    tail = (1 - BAND_LEVEL) / (2 * BINS)
-    return Histogram(
-        counts=tuple(int(count) for count in counts),
-        band_low=_binomial_quantile(tail, n, 1 / BINS),
-        band_high=_binomial_quantile(1 - tail, n, 1 / BINS),
-        band_level=BAND_LEVEL,
-    )
-
-
-def clopper_pearson(successes: int, trials: int, level: float = SHARE_LEVEL) -> tuple[float, float]:
-    """The exact binomial interval: it covers the true share with probability at least `level`.
-
-    Reference: Clopper and Pearson (1934), Biometrika 26, 404-413.
-    """
-    tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else float(special.betaincinv(successes, trials - successes + 1, tail))
-    high = 1.0 if successes == trials else float(special.betaincinv(successes + 1, trials - successes, 1 - tail))
-    return low, high
-
-
-def _binomial_quantile(probability: float, trials: int, share: float) -> int:
-    """The smallest k with P(Binomial(trials, share) <= k) >= probability."""
-    low, high = 0, trials
-    while low < high:
-        middle = (low + high) // 2
-        if special.bdtr(middle, trials, share) >= probability:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def _lengths(columns: ResultColumns, tested: npt.NDArray[np.bool_], flagged: npt.NDArray[np.bool_]) -> tuple[
-    LengthBucket, ...
-]:
-    buckets = []
-    bucket_of = np.searchsorted(np.array(LENGTH_EDGES), columns.n_tokens, side="right") - 1
-    for place, shortest in enumerate(LENGTH_EDGES):
-        inside = (bucket_of == place) & tested
-        documents, hits = int(np.sum(inside)), int(np.sum(inside & flagged))
-        low, high = clopper_pearson(hits, documents)
-        evidence = columns.log_pvalue[inside]
-        buckets.append(
-            LengthBucket(
-                shortest=shortest,
-                longest=LENGTH_EDGES[place + 1] - 1 if place + 1 < len(LENGTH_EDGES) else None,
-                documents=documents,
-                flagged=hits,
-                low=low,
-                high=high,
-                log_pvalue_smallest=float(np.min(evidence)) if documents else None,
-                # The lower of two middle values, so that the median is a p-value that occurred, even among infinities.
-                log_pvalue_median=float(np.sort(evidence)[(documents - 1) // 2]) if documents else None,
-            )
-        )
-    return tuple(buckets)
-
-
-def _sources(
-    columns: ResultColumns, tested: npt.NDArray[np.bool_], flagged: npt.NDArray[np.bool_]
-) -> tuple[tuple[SourceShare, ...], int]:
-    documents = np.bincount(columns.source_codes[tested], minlength=len(columns.sources))
-    hits = np.bincount(columns.source_codes[flagged], minlength=len(columns.sources))
-    names = [clean(name) for name in columns.sources]
-    order = sorted((i for i in range(len(names)) if documents[i]), key=lambda i: (-int(documents[i]), names[i]))
-    shares = []
-    for i in order[:_MOST_SOURCES]:
-        low, high = clopper_pearson(int(hits[i]), int(documents[i]))
-        shares.append(
-            SourceShare(source=names[i], documents=int(documents[i]), flagged=int(hits[i]), low=low, high=high)
-        )
-    return tuple(shares), max(0, len(order) - _MOST_SOURCES)
-
-
-def _keys(
-    columns: ResultColumns, flagged: npt.NDArray[np.bool_], described: Sequence[KeyRecord]
-) -> tuple[KeyRecord, ...]:
+def _keys(columns: ResultColumns, flagged: Booleans, described: Sequence[KeyRecord]) -> tuple[KeyRecord, ...]:
     named = flagged & (columns.key_codes >= 0)
     hits = np.bincount(columns.key_codes[named], minlength=len(columns.key_ids))
     by_id = dict(zip(columns.key_ids, (int(hit) for hit in hits), strict=True))
@@ -308,7 +182,7 @@ def _keys(
 def _documents(
     columns: ResultColumns,
     log_qvalue: Floats,
-    flagged: npt.NDArray[np.bool_],
+    flagged: Booleans,
     excerpts: Mapping[int, Excerpt],
     listed: int,
 ) -> tuple[Document, ...]:
@@ -338,15 +212,6 @@ def _documents(
             )
         )
     return tuple(documents)
-
-
-def most_certain(log_pvalue: Floats, log_evalue: Floats, count: int) -> list[int]:
-    """The rows with the smallest p-values, ties by larger e-value, then by row; at most `count`."""
-    rows = np.arange(len(log_pvalue))
-    if 0 < count < len(rows):
-        rows = np.flatnonzero(log_pvalue <= np.partition(log_pvalue, count - 1)[count - 1])
-    order = np.lexsort((rows, -log_evalue[rows], log_pvalue[rows]))
-    return [int(i) for i in rows[order[:count]]]
 
 
 def key_record(key: Any) -> KeyRecord:

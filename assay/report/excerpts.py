@@ -1,4 +1,4 @@
-"""Excerpts: the first tokens of a document with the evidence of each, cut to a size that a page can carry."""
+"""Excerpts: tokens of a document with the evidence of each, cut to the part that has most of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_CHARACTERS = 200
 
 
 def excerpt_of(doc_id: str, text: str, tokenizer: LoadedTokenizer, key: SecretKey) -> Excerpt:
-    """The first tokens of a text and the tail probability of each token's score under the key.
+    """The tokens of a text that show most evidence, with the tail probability of each token's score under the key.
 
     The whole text is tokenised and repeats are found in the whole text, as the test does; only then is it cut.
 
@@ -38,17 +38,28 @@ def excerpt_of(doc_id: str, text: str, tokenizer: LoadedTokenizer, key: SecretKe
     # Under H0 a score is at most Exp(1) in law, so -score is the logarithm of its tail probability.
     for position, score in zip(found.positions.tolist(), sum_scores(found.words).tolist(), strict=True):
         tails[position] = min(0.0, -score)
-    pieces = _pieces(text, encoding.offsets[:MOST_TOKENS])
-    return fit(Excerpt(doc_id=doc_id, pieces=pieces, log_tail=tuple(tails[:MOST_TOKENS])))
+    return fit(Excerpt(doc_id=doc_id, pieces=_pieces(text, encoding.offsets), log_tail=tuple(tails)))
 
 
 def fit(excerpt: Excerpt) -> Excerpt:
-    """The excerpt with at most 200 tokens of at most 200 characters each, lone surrogates made visible."""
+    """The excerpt cut to the 200 consecutive tokens with most evidence, each to 200 characters."""
+    first = _strongest_window(excerpt.log_tail, MOST_TOKENS)
+    shown = slice(first, first + MOST_TOKENS)
     return Excerpt(
         doc_id=clean(excerpt.doc_id),
-        pieces=tuple(clean(piece, most=MOST_CHARACTERS) for piece in excerpt.pieces[:MOST_TOKENS]),
-        log_tail=excerpt.log_tail[:MOST_TOKENS],
+        pieces=tuple(clean(piece, most=MOST_CHARACTERS) for piece in excerpt.pieces[shown]),
+        log_tail=excerpt.log_tail[shown],
+        start=excerpt.start + first,
     )
+
+
+def _strongest_window(log_tail: tuple[float | None, ...], size: int) -> int:
+    """Where the `size` consecutive tokens begin whose scores exceed their mean under the null, 1 each, by most."""
+    if len(log_tail) <= size:
+        return 0
+    excess = np.array([0.0 if tail is None else min(-tail, 1e3) - 1.0 for tail in log_tail])
+    sums = np.concatenate([[0.0], np.cumsum(excess)])
+    return int(np.argmax(sums[size:] - sums[:-size]))
 
 
 def clean(text: str, *, most: int = 1000) -> str:

@@ -20,22 +20,25 @@ SHORT_TOKENS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Excerpt:
-    """The beginning of one document, token by token.
+    """Consecutive tokens of one document; a report keeps the 200 with the most evidence.
 
     Attributes
     ----------
     doc_id
         The document's id, as in the results.
     pieces
-        The text of each token; joined they give the excerpt.
+        The text of each token; joined they give the excerpt. May be the whole document.
     log_tail
         For each token the natural logarithm of the probability, in [-inf, 0], of a score at least as large under the
         null; None where the token is not counted (a repeat, or too little text before it). Shape as `pieces`.
+    start
+        Place of the first token in the document, from 0.
     """
 
     doc_id: str
     pieces: tuple[str, ...]
     log_tail: tuple[float | None, ...]
+    start: int = 0
 
     def __post_init__(self) -> None:
         if len(self.pieces) != len(self.log_tail):

@@ -64,6 +64,8 @@ def page(report: Report) -> str:
         pvalue_plot=_pvalue_plot(report.histogram),
         length_plot=_length_plot(report.lengths),
         levels=LEVELS,
+        # Correcting for several keys or tests leaves p-values of unmarked documents larger than uniform ones.
+        cautious=len(report.keys) > 1 or not set(report.tests) <= {"gumbel-sum"},
         excerpts=[_excerpt(document, document.excerpt) for document in report.documents if document.excerpt],
         most_sources=MOST_SOURCES,
         most_inputs=MOST_INPUTS,
@@ -163,22 +165,26 @@ def _excerpt(document: Document, excerpt: Excerpt) -> dict[str, Any]:
     counted = [tail for tail in excerpt.log_tail if tail is not None]
     high = sum(tail <= math.log(LEVELS[0].tail) for tail in counted)
     shown = len(excerpt.pieces)
-    part = f"All {shown:,} tokens" if shown >= document.n_tokens else f"First {shown:,} of {document.n_tokens:,} tokens"
+    part, where = f"All {shown:,} tokens", "By chance it would be"
+    if shown < document.n_tokens:
+        first, last = excerpt.start + 1, excerpt.start + shown
+        part = f"Tokens {first:,} to {last:,} of {document.n_tokens:,}, the part with most evidence"
+        where = "In a part picked blindly it would by chance be"
     caption = Markup(
-        "{}, {} counted. {} of these have a score that one in four unmarked tokens reaches; chance gives about {}. "
+        "{}; {} counted. {} of these have a score that one in four unmarked tokens reaches. {} about {}. "
         'Whole document: <span class="nowrap">p-value {}</span>.'
     )
-    chance = f"{LEVELS[0].tail * len(counted):,.0f}"
+    numbers = (f"{len(counted):,}", f"{high:,}", where, f"{LEVELS[0].tail * len(counted):,.0f}")
     return {
         "doc_id": document.doc_id,
-        "caption": caption.format(part, f"{len(counted):,}", f"{high:,}", chance, pvalue_html(document.log_pvalue)),
+        "caption": caption.format(part, *numbers, pvalue_html(document.log_pvalue)),
         "tokens": [_token(piece, tail) for piece, tail in zip(excerpt.pieces, excerpt.log_tail, strict=True)],
     }
 
 
 def _token(piece: str, tail: float | None) -> dict[str, Any]:
     # A token without text of its own is a further byte of the character before it.
-    shown = visible(piece, keep="\n\t") if piece else Markup("·")
+    shown = visible(piece, keep="\n\t") if piece else Markup('<span class="ctrl">·</span>')
     if tail is None:
         return {"piece": shown, "level": 0, "title": "not counted"}
     level = sum(tail <= math.log(one.tail) for one in LEVELS)

@@ -19,7 +19,8 @@ from assay.detection.corpus.ledger import file_sha256
 from assay.detection.corpus.results import RESULTS_SCHEMA, RunSummary
 from assay.detection.multiplicity import benjamini_hochberg
 from assay.report import canonical
-from assay.report.build import NO_SOURCE, Circumstances, Identity, ResultColumns, assemble, check_fdr, most_certain
+from assay.report.build import NO_SOURCE, Circumstances, assemble, check_fdr
+from assay.report.columns import Identity, ResultColumns, most_certain
 from assay.report.excerpts import clean, excerpt_of
 from assay.report.records import Excerpt, InputFile, KeyRecord, RejectReason, TokenizerRecord
 from assay.report.report import Report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from scipy import stats
 
 from assay.detection.result import TestResult
-from assay.report import Excerpt, Report, build, wording
+from assay.report import Excerpt, Report, columns, shares, wording
 from assay.report.records import Counts, KeyRecord
 
 
@@ -61,7 +60,7 @@ def test_flags_are_those_of_the_step_up_procedure(synthetic, fdr: float) -> None
     ("successes", "trials"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 30), (499, 1000), (1, 100_000), (3, 10**7)]
 )
 def test_clopper_pearson_against_scipy_and_its_definition(successes: int, trials: int) -> None:
-    low, high = build.clopper_pearson(successes, trials)
+    low, high = shares.clopper_pearson(successes, trials)
     expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="exact")
     assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-3)
     assert low == 0 if successes == 0 else stats.binom.sf(successes - 1, trials, low) == pytest.approx(0.025, rel=1e-9)
@@ -70,15 +69,15 @@ def test_clopper_pearson_against_scipy_and_its_definition(successes: int, trials
 
 def test_clopper_pearson_covers_every_share_and_wald_does_not() -> None:
     n = 20
-    shares = np.linspace(0.001, 0.999, 999)
-    pmf = stats.binom.pmf(np.arange(n + 1)[:, None], n, shares)
-    exact = np.array([build.clopper_pearson(k, n) for k in range(n + 1)])
+    truths = np.linspace(0.001, 0.999, 999)
+    pmf = stats.binom.pmf(np.arange(n + 1)[:, None], n, truths)
+    exact = np.array([shares.clopper_pearson(k, n) for k in range(n + 1)])
     k = np.arange(n + 1)
     half = 1.96 * np.sqrt(k / n * (1 - k / n) / n)
     wald = np.stack([k / n - half, k / n + half], axis=1)
 
     def least_coverage(intervals: np.ndarray) -> float:
-        inside = (intervals[:, :1] <= shares) & (shares <= intervals[:, 1:])
+        inside = (intervals[:, :1] <= truths) & (truths <= intervals[:, 1:])
         return float(np.min(np.sum(pmf * inside, axis=0)))
 
     assert least_coverage(exact) >= 0.95
@@ -87,15 +86,13 @@ def test_clopper_pearson_covers_every_share_and_wald_does_not() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300, 10_000_000])
 def test_band_against_scipy(n: int) -> None:
-    histogram = build.histogram(np.zeros(0)) if n == 0 else build.histogram(np.full(min(n, 300), -1.0))
-    if n <= 300:
-        tail = 0.01 / 40
-        ends = stats.binom.ppf([tail, 1 - tail], n, 0.05) if n else (0, 0)
-        if n in (0, 300):
-            assert (histogram.band_low, histogram.band_high) == tuple(ends)
     for probability in (0.00025, 0.5, 0.99975):
-        expected = 0 if n == 0 else stats.binom.ppf(probability, n, 0.05)
-        assert build._binomial_quantile(probability, n, 0.05) == expected
+        expected = stats.binom.ppf(probability, n, 0.05) if n else 0
+        assert shares._binomial_quantile(probability, n, 0.05) == expected
+    histogram = shares.histogram(np.full(min(n, 300), -1.0))
+    if n <= 300:
+        ends = stats.binom.ppf([0.01 / 40, 1 - 0.01 / 40], n, 0.05) if n else (0, 0)
+        assert (histogram.band_low, histogram.band_high) == tuple(ends)
 
 
 def test_uniform_pvalues_stay_in_the_band_and_marked_ones_leave_it() -> None:
@@ -105,17 +102,17 @@ def test_uniform_pvalues_stay_in_the_band_and_marked_ones_leave_it() -> None:
     low, high = stats.binom.ppf([0.005, 0.995], 300, 0.05)
     outside = uncorrected = 0
     for _ in range(1500):
-        h = build.histogram(np.log(rng.random(300)))
+        h = shares.histogram(np.log(rng.random(300)))
         outside += not all(h.band_low <= count <= h.band_high for count in h.counts)
         uncorrected += not all(low <= count <= high for count in h.counts)
     assert outside <= 30
     assert uncorrected > 100
-    marked = build.histogram(np.log(rng.random(300) ** 3))
+    marked = shares.histogram(np.log(rng.random(300) ** 3))
     assert marked.counts[0] > marked.band_high
 
 
 def test_histogram_edges() -> None:
-    counts = build.histogram(np.array([0.0, -math.inf, math.log(0.05), math.log(0.049), -5000.0])).counts
+    counts = shares.histogram(np.array([0.0, -math.inf, math.log(0.05), math.log(0.049), -5000.0])).counts
     assert (counts[0], counts[1], counts[-1], sum(counts)) == (3, 1, 1, 5)
 
 
@@ -252,8 +249,8 @@ def test_ten_million_documents_fit() -> None:
     rng = np.random.default_rng(1)
     log_pvalue = np.log(rng.random(1_000_000))
     order = np.lexsort((np.arange(len(log_pvalue)), log_pvalue))[:20]
-    assert build.most_certain(log_pvalue, np.zeros(len(log_pvalue)), 20) == order.tolist()
-    assert build.most_certain(log_pvalue[:3], np.zeros(3), 20) == np.argsort(log_pvalue[:3]).tolist()
+    assert columns.most_certain(log_pvalue, np.zeros(len(log_pvalue)), 20) == order.tolist()
+    assert columns.most_certain(log_pvalue[:3], np.zeros(3), 20) == np.argsort(log_pvalue[:3]).tolist()
 
 
 def test_pieces_and_ids_are_cut_and_surrogates_shown() -> None:
@@ -262,7 +259,27 @@ def test_pieces_and_ids_are_cut_and_surrogates_shown() -> None:
     assert (one.doc_id, one.source) == ("a\\udc80", "s\\udfff")
     assert one.excerpt is not None
     assert [len(piece) for piece in one.excerpt.pieces] == [200, 6]
-    many = replace(excerpt, pieces=("x",) * 5000, log_tail=(None,) * 5000)
-    (one,) = Report.from_results([("a\udc80", "s", result())], excerpts=[many]).documents
+
+
+def test_excerpt_keeps_the_200_tokens_with_most_evidence() -> None:
+    rng = np.random.default_rng(3)
+    tails = np.log(rng.random(5000))
+    tails[3100:3300] *= 1.5
+    tails[3150] = -math.inf
+    listed = [None if i % 7 == 0 else float(tail) for i, tail in enumerate(tails)]
+    whole = Excerpt(doc_id="a", pieces=tuple(map(str, range(5000))), log_tail=tuple(listed))
+    (one,) = Report.from_results([("a", "s", result(n_tokens=5000))], excerpts=[whole]).documents
+    # Brute force over all windows, an infinite score counted as 1000.
+    excess = [0.0 if tail is None else min(-tail, 1000.0) - 1 for tail in listed]
+    best = max(range(4801), key=lambda i: sum(excess[i : i + 200]))
+    assert one.excerpt is not None
+    assert one.excerpt.start == best
+    assert one.excerpt.pieces == tuple(map(str, range(best, best + 200)))
+    assert one.excerpt.log_tail == tuple(listed[best : best + 200])
+
+
+def test_long_excerpts_are_cut() -> None:
+    many = Excerpt(doc_id="a", pieces=("x",) * 5000, log_tail=(None,) * 5000)
+    (one,) = Report.from_results([("a", "s", result())], excerpts=[many]).documents
     assert one.excerpt is not None
     assert len(one.excerpt.pieces) == len(one.excerpt.log_tail) == 200

@@ -7,6 +7,7 @@ import hashlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,13 @@ import pytest
 
 from assay.detection.result import TestResult
 from assay.report import Excerpt, InputFile, RejectReason, Report, render
-from assay.report.build import TokenizerRecord
+from assay.report.records import TokenizerRecord
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 HOSTILE = (
     "<script>alert(1)</script>",
     "</style><script>alert(2)</script>",
-    "\"><img src=x onerror=alert(3)>",
+    '"><img src=x onerror=alert(3)>',
     "' onmouseover='alert(4)",
     "</title></svg><svg onload=alert(5)>",
     "{{ 7*7 }}{% raw %}",
@@ -163,7 +164,9 @@ def test_hostile_documents_stay_text() -> None:
         rejects=[RejectReason(reason="r", rows=1)] * len(HOSTILE),
         tokenizer=TokenizerRecord(name="t", sha256="00"),
     )
-    assert len(page.elements) - written_out == len(Page(tame.to_html()).elements)
+    plain = Page(tame.to_html())
+    dots = len([a for a in plain.all("span") if a.get("class") == "ctrl"])
+    assert len(page.elements) - written_out == len(plain.elements) - dots
     text = "".join(page.text)
     for shown in (HOSTILE[0], "{{ 7*7 }}{% raw %}", "assumed <u>this</u>", "[U+202E]", "[U+0000]", "\\ud800"):
         assert shown in text
@@ -225,6 +228,14 @@ def test_verdict_comes_first_then_counts_then_a_picture(full_report: Report) -> 
     order = [full_report.verdict, "<dl", '<svg viewBox="0 0 720', "What this means, and", "<h2>The num", "<h2>How it"]
     places = [html.index(part, body) for part in order]
     assert places == sorted(places)
+
+
+def test_caption_warns_of_tests_whose_pvalues_are_not_uniform() -> None:
+    exact = replace(result(), test="gumbel-sum")
+    other = replace(exact, key_id="k2")
+    for results, cautious in (([exact], False), ([result()], True), ([exact, other], True)):
+        html = Report.from_results([(str(i), "s", one) for i, one in enumerate(results)]).to_html()
+        assert ("The tests used here are cautious" in html) is cautious
 
 
 def test_pictures_and_tables_speak_to_screen_readers(full_report: Report) -> None:

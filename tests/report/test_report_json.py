@@ -38,9 +38,7 @@ def row(doc_id: str, source: str, log_pvalue: float, log_evalue: float, n_tokens
     return doc_id, source, found
 
 
-ROWS = st.builds(
-    row, TEXT, TEXT, LOG, st.floats(allow_nan=False), st.one_of(st.integers(0, 5000), st.just(2**40))
-)
+ROWS = st.builds(row, TEXT, TEXT, LOG, st.floats(allow_nan=False), st.one_of(st.integers(0, 5000), st.just(2**40)))
 
 
 @settings(max_examples=60, deadline=None)
