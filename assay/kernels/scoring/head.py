@@ -40,10 +40,12 @@ class Projection:
     """Hidden states of a block of rows, ready to be multiplied by pieces of the weights into reused memory."""
 
     def __init__(self, hidden: torch.Tensor, head: Head, dtype: torch.dtype) -> None:
-        self.head, self.rows = head, len(hidden)
+        self.head, self.rows, self.dtype = head, len(hidden), dtype
         # Rows of zeros up to the least size at which a row's bits no longer depend on the number of rows.
         padded = torch.nn.functional.pad(hidden, (0, 0, 0, max(0, LEAST - len(hidden))))
-        self.hidden = padded.to(dtype if dtype == head.weight.dtype else torch.float32)
+        # On a GPU narrow factors give a float32 product without float32 copies of them.
+        self._mixed = hidden.is_cuda and hidden.dtype == head.weight.dtype != dtype
+        self.hidden = padded if self._mixed else padded.to(dtype if dtype == head.weight.dtype else torch.float32)
         self._buffers: dict[str, torch.Tensor] = {}
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -60,10 +62,7 @@ class Projection:
         count = len(weight)
         if count < LEAST:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, LEAST - count))
-        if weight.dtype != self.hidden.dtype:
-            weight = self._buffer("weight", tuple(weight.shape), self.hidden.dtype).copy_(weight)
-        product = self._buffer("product", (len(self.hidden), len(weight)), self.hidden.dtype)
-        torch.mm(self.hidden, weight.T, out=product)
+        product = self._product(weight)
         used = product[: self.rows, :count]
         if self.head.bias is not None:
             used += self.head.bias[candidates]
@@ -75,13 +74,22 @@ class Projection:
             return self._buffer("float", tuple(used.shape), torch.float32).copy_(used)
         return used.contiguous()
 
+    def _product(self, weight: torch.Tensor) -> torch.Tensor:
+        if self._mixed:
+            return torch.mm(self.hidden, weight.T, out_dtype=torch.float32)
+        if weight.dtype != self.hidden.dtype:
+            weight = self._buffer("weight", tuple(weight.shape), self.hidden.dtype).copy_(weight)
+        product = self._buffer("product", (len(self.hidden), len(weight)), self.hidden.dtype)
+        torch.mm(self.hidden, weight.T, out=product)
+        return product
+
     def chosen(self, targets: torch.Tensor) -> torch.Tensor:
         """The targets' logits, shape (rows,): a few square products, bit-equal to the blocks' where BLAS allows it."""
         out = torch.empty(self.rows, device=self.hidden.device)
         step = 64
         for start in range(0, self.rows, step):
             rows = slice(start, min(start + step, self.rows))
-            part = Projection(self.hidden[rows], self.head, self.hidden.dtype)
+            part = Projection(self.hidden[rows], self.head, self.dtype)
             out[rows] = part.logits(targets[rows]).diagonal()
         return out
 

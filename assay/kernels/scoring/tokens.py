@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from assay._errors import MissingDependencyError
 from assay.kernels.scoring import running, statistics, statistics_torch
 from assay.kernels.scoring.decoding import Decoding, warp
 from assay.kernels.scoring.head import LEAST, Head, Projection, blocks
@@ -20,8 +21,10 @@ from assay.kernels.scoring.statistics import DEFAULT_TILTS, Floats, TokenStatist
 Backend = Literal["auto", "numba", "torch", "triton"]
 
 _ROWS = 1024  # rows per pass over the weights
-_WHOLE = 1 << 22  # logits held at once where the decoding rule needs whole rows: 16 MiB of float32
-_WARPED = 1 << 20  # of them, those warped at once: sorting takes several times their memory
+# Logits held at once where whole rows are needed, and of them those warped at once (sorting takes several times their
+# memory): 16 and 4 MiB of float32 on a CPU; on a GPU half a gigabyte, so that the product has a thousand rows.
+_WHOLE, _WARPED = 1 << 22, 1 << 20
+_WHOLE_GPU, _WARPED_GPU = 1 << 27, 1 << 25
 
 
 @torch.inference_mode()
@@ -68,11 +71,16 @@ def score_logits(
     grid = _grid(tilts)
     _check_targets(targets, logits.shape[1])
     out = statistics.empty(len(logits), grid, cross=other_logits is not None)
-    step = max(1, _WARPED // logits.shape[1])
+    rule = decoding or Decoding()
+    if _backend(backend, logits) == "triton" and not rule.truncates:
+        from assay.kernels.scoring import triton_statistics
+
+        return triton_statistics.row_statistics(logits, targets, grid, other_logits, temperature=rule.temperature)
+    step = max(1, (_WARPED_GPU if logits.is_cuda else _WARPED) // logits.shape[1])
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
         other = None if other_logits is None else other_logits[rows].float()
-        whole = warp(logits[rows].float(), decoding or Decoding())
+        whole = warp(logits[rows].float(), rule)
         statistics.fill(out, rows, _whole_rows(whole, targets[rows], grid, other, backend))
     return out
 
@@ -135,7 +143,7 @@ def score_tokens(
     out = statistics.empty(len(hidden), grid, cross=other is not None)
     rule = decoding or Decoding()
     blockwise = _backend(backend, hidden) != "triton" and not rule.truncates
-    step = _ROWS if blockwise else max(LEAST, _WHOLE // vocabulary)
+    step = _ROWS if blockwise else max(LEAST, (_WHOLE_GPU if hidden.is_cuda else _WHOLE) // vocabulary)
     for start in range(0, len(hidden), step):
         rows = slice(start, min(start + step, len(hidden)))
         first = Projection(hidden[rows], head, logits_dtype)
@@ -143,8 +151,8 @@ def score_tokens(
         if blockwise:
             found = _blockwise(first, second, targets[rows], rule.temperature, grid, backend)
         else:
-            whole = first.logits(slice(0, vocabulary))
-            beside = None if second is None else second.logits(slice(0, vocabulary))
+            whole = first.logits(slice(0, vocabulary), widen=False)
+            beside = None if second is None else second.logits(slice(0, vocabulary), widen=False)
             found = score_logits(whole, targets[rows], decoding=rule, tilts=tilts, other_logits=beside, backend=backend)
         statistics.fill(out, rows, found)
     return out
@@ -181,7 +189,7 @@ def _blockwise(
     if len(wrong):
         again = running.start(sums.targets[wrong], sums.seen[wrong], grid)
         kept = torch.from_numpy(wrong).to(first.hidden.device)
-        pass_over(again, Projection(first.hidden[kept], first.head, first.hidden.dtype), None)
+        pass_over(again, Projection(first.hidden[kept], first.head, first.dtype), None)
         for name in ("chosen", "greater", "ties"):
             getattr(sums, name)[wrong] = getattr(again, name)
     return running.finish(sums, grid, cross=second is not None)
@@ -229,9 +237,20 @@ def _backend(backend: Backend, tensor: torch.Tensor) -> Literal["numba", "torch"
         from importlib.util import find_spec
 
         return "triton" if tensor.device.type == "cuda" and find_spec("triton") else "torch"
+    if backend == "triton" and tensor.device.type == "cpu":
+        _check_interpreter()
     if backend == "numba" and tensor.device.type != "cpu":
         raise ValueError(f"backend 'numba' needs tensors on the CPU, got {tensor.device}. Use 'auto'.")
     return backend
+
+
+def _check_interpreter() -> None:
+    try:
+        from assay.kernels.triton_sampling import INTERPRETED
+    except ImportError as error:
+        raise MissingDependencyError("backend 'triton' needs the package triton. Use 'auto'.") from error
+    if not INTERPRETED:
+        raise ValueError("backend 'triton' needs tensors on a GPU, got cpu. Use 'auto'.")
 
 
 def _grid(tilts: Sequence[float]) -> Floats:
