@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import fft, special
 
 from assay.watermark._inversion import Complexes, quadrature
 from assay.watermark._laws import Floats
@@ -18,7 +18,7 @@ from assay.watermark._laws import Floats
 ERROR = 1e-7  # absolute error of the probabilities
 
 _SHORT = 16
-_LATTICE = 2**16
+_LATTICE = 2**15
 
 
 def score_cdf(s: float, p: Floats, shares: Floats, n: int) -> float:
@@ -52,21 +52,21 @@ def _cdf(s: float, a: Floats, shares: Floats, counts: Floats, *, mixture: bool) 
 def _short(s: float, a: Floats, shares: Floats, counts: Floats, *, mixture: bool) -> float:
     """By convolution of the scores rounded to the nearest point of a lattice, of which s is a midpoint."""
     # Rounding errors are centred, so the cdf moves by the second order only: n cell^2 / 24 times the density's slope.
-    last = _LATTICE // 2
-    cell = s / (last + 0.5)
+    cell = s / (_LATTICE + 0.5)
     # P(Y <= y) = (1 - exp(-y))^a
-    log_u = np.log(-np.expm1(-cell * (np.arange(last + 1) + 0.5)))
-    transform = np.ones(_LATTICE // 2 + 1, dtype=np.complex128)
-    law = np.zeros(last + 1)
-    for power, share, count in zip(a, shares, counts if not mixture else np.ones(len(a)), strict=True):
-        cdf = np.exp(power * log_u)
-        if mixture:
-            law += share * cdf
-        else:
-            transform *= np.fft.rfft(np.diff(cdf, prepend=0.0), 2 * last) ** count
+    log_u = np.log(-np.expm1(-cell * (np.arange(_LATTICE + 1) + 0.5)))
+    # Scores above s are left out; the rest must not wrap around.
+    size = fft.next_fast_len(int(counts.sum()) * _LATTICE + 1, real=True)
     if mixture:
-        transform = np.fft.rfft(np.diff(law, prepend=0.0), 2 * last) ** counts[0]
-    return float(np.clip(np.sum(np.fft.irfft(transform, 2 * last)[: last + 1]), 0.0, 1.0))
+        law = np.zeros(_LATTICE + 1)
+        for power, share in zip(a, shares, strict=True):
+            law += share * np.exp(power * log_u)
+        transform = fft.rfft(np.diff(law, prepend=0.0), size) ** counts[0]
+    else:
+        transform = np.ones(size // 2 + 1, dtype=np.complex128)
+        for power, count in zip(a, counts, strict=True):
+            transform *= fft.rfft(np.diff(np.exp(power * log_u), prepend=0.0), size) ** count
+    return float(np.clip(np.sum(fft.irfft(transform, size)[: _LATTICE + 1]), 0.0, 1.0))
 
 
 def _log_gamma_step(a: Floats, b: npt.NDArray[Any]) -> npt.NDArray[Any]:

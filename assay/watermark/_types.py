@@ -87,7 +87,7 @@ def _lattice_mean(
     return float(np.sum(np.maximum(law[used], 0.0) * losses))
 
 
-def type_table(shares: Floats, n: int) -> tuple[Integers, Floats] | None:
+def type_table(shares: Floats, n: int, limit: int = MAX_TYPES) -> tuple[Integers, Floats] | None:
     """Types of n tokens and their probabilities, leaving out types of total mass below `DROPPED_MASS`.
 
     Returns
@@ -111,7 +111,7 @@ def type_table(shares: Floats, n: int) -> tuple[Integers, Floats] | None:
     order = np.argsort(-log_mass, kind="stable")
     mass = np.exp(log_mass[order])
     keep = 1 + int(np.searchsorted(np.cumsum(mass), 1.0 - DROPPED_MASS))
-    if keep > MAX_TYPES:
+    if keep > limit:
         return None
     return counts[order[:keep]], mass[:keep]
 
