@@ -92,7 +92,7 @@ def type_table(shares: Floats, n: int, limit: int = MAX_TYPES) -> tuple[Integers
 
     Returns
     -------
-    (counts, mass): int64, shape (types, groups), and float64, shape (types,); None if there are too many.
+    (counts, mass): int64, shape (types, groups), and float64, shape (types,); None if there are more than `limit`.
     """
     if len(shares) > MAX_GROUPS:
         return None
