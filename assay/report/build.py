@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -32,6 +32,7 @@ from assay.report.records import (
 from assay.report.report import MADE_FORMAT, Report
 
 NO_SOURCE = "(no source)"
+_MOST_INPUTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Circumstances:
     nulls: Sequence[str]
     assumptions: Sequence[str]
     inputs: Sequence[InputFile]
-    results: InputFile | None
+    outputs: Sequence[InputFile]
     tokenizer: TokenizerRecord | None
     rejects: Sequence[RejectReason]
 
@@ -100,7 +101,7 @@ def from_results(
         nulls=_distinct(getattr(result, "null", None) for result in found),
         assumptions=_distinct(note for result in found for note in getattr(result, "assumptions", ())),
         inputs=inputs,
-        results=None,
+        outputs=(),
         tokenizer=tokenizer_record(tokenizer),
         rejects=rejects,
     )
@@ -148,8 +149,9 @@ def assemble(
         tests=tuple(circumstances.tests),
         nulls=tuple(circumstances.nulls),
         assumptions=tuple(clean(note) for note in circumstances.assumptions),
-        inputs=tuple(InputFile(name=clean(one.name), sha256=one.sha256, size=one.size) for one in circumstances.inputs),
-        results=circumstances.results,
+        inputs=tuple(replace(one, name=clean(one.name)) for one in circumstances.inputs[:_MOST_INPUTS]),
+        inputs_left_out=max(0, len(circumstances.inputs) - _MOST_INPUTS),
+        outputs=tuple(circumstances.outputs),
         tokenizer=circumstances.tokenizer,
         rejects=tuple(RejectReason(reason=clean(one.reason), rows=one.rows) for one in circumstances.rejects),
         limits=wording.LIMITS,

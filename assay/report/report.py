@@ -68,8 +68,10 @@ class Report:
         Keys named by the results or tested in the run.
     tests, nulls, assumptions
         What was tested and what the guarantee rests on; empty where the results do not say.
-    inputs, results, tokenizer
-        Files that were read, the table that the tests wrote, and the tokenizer: by hash, where that is known.
+    inputs, inputs_left_out
+        Files that were read, at most 1000, and how many more there were; a run lists all of them in `inputs.jsonl`.
+    outputs, tokenizer
+        Files that the run wrote, and its tokenizer: by hash; empty and None where the results do not say.
     rejects
         Why input rows were rejected; most frequent first.
     limits
@@ -95,7 +97,8 @@ class Report:
     nulls: tuple[str, ...]
     assumptions: tuple[str, ...]
     inputs: tuple[InputFile, ...]
-    results: InputFile | None
+    inputs_left_out: int
+    outputs: tuple[InputFile, ...]
     tokenizer: TokenizerRecord | None
     rejects: tuple[RejectReason, ...]
     limits: tuple[str, ...]

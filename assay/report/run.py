@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from assay.detection.text import LoadedTokenizer
     from assay.watermark.keys import SecretKey
 
+_OUTPUTS = ("results.parquet", "inputs.jsonl", "rejects.jsonl", "summary.json")
 _NUMBERS = ("statistic", "log_pvalue", "log_evalue", "n_tokens", "n_scored", "n_repeats_dropped")
 
 
@@ -55,7 +56,6 @@ def from_run(
         flagged = benjamini_hochberg(columns.log_pvalue) <= math.log(fdr)
         rows = [row for row in most_certain(columns.log_pvalue, columns.log_evalue, excerpts) if flagged[row]]
         shown = _excerpts(columns, rows, summary, _by_id(keys), tokenizer)
-    path = out_dir / "results.parquet"
     circumstances = Circumstances(
         title=title,
         made=made,
@@ -65,7 +65,7 @@ def from_run(
         nulls=(summary.null,),
         assumptions=summary.assumptions,
         inputs=_inputs(out_dir / "inputs.jsonl"),
-        results=InputFile(name=path.name, sha256=file_sha256(path), size=path.stat().st_size),
+        outputs=[_output(out_dir / name) for name in _OUTPUTS],
         tokenizer=TokenizerRecord(name=clean(summary.tokenizer["name"]), sha256=summary.tokenizer["sha256"]),
         rejects=[RejectReason(reason=reason, rows=rows) for reason, rows in summary.rejects_by_reason.items()],
     )
@@ -134,6 +134,13 @@ def _inputs(path: Path) -> list[InputFile]:
         ]
     except (OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise RunError(f"{path} is not the list of inputs of a corpus run. Run `assay detect` again.") from error
+
+
+def _output(path: Path) -> InputFile:
+    try:
+        return InputFile(name=path.name, sha256=file_sha256(path), size=path.stat().st_size)
+    except OSError as error:
+        raise RunError(f"{path} of the run cannot be read: {error.strerror}. Run `assay detect` again.") from error
 
 
 def _key_record(description: Mapping[str, Any]) -> KeyRecord:

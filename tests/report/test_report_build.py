@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from assay.detection.result import TestResult
-from assay.report import Excerpt, Report, columns, shares, wording
+from assay.report import Excerpt, InputFile, Report, columns, shares, wording
 from assay.report.records import Counts, KeyRecord
 
 
@@ -158,6 +158,13 @@ def test_most_sources_are_listed_largest_first() -> None:
     report = Report.from_results(rows)
     assert (len(report.sources), report.sources_left_out) == (200, 50)
     assert [one.documents for one in report.sources[:100]] == [3] * 100
+
+
+def test_most_inputs_are_listed_and_the_rest_counted() -> None:
+    inputs = [InputFile(name=f"f{i}", sha256=None, size=i) for i in range(1003)]
+    report = Report.from_results([("a", "s", result())], inputs=inputs)
+    assert (len(report.inputs), report.inputs_left_out) == (1000, 3)
+    assert "Input files: the first 50 of 1003" in report.to_html()
 
 
 def test_records_of_a_run_are_taken_by_their_columns() -> None:

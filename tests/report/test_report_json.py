@@ -59,7 +59,7 @@ def test_round_trip_is_exact(rows: list, fdr: float, title: str, tails: list) ->
 def test_full_report_round_trips_with_all_fields(full_report: Report) -> None:
     assert Report.from_json(full_report.to_json()) == full_report
     empty = [f.name for f in dataclasses.fields(full_report) if not getattr(full_report, f.name)]
-    assert empty == ["sources_left_out", "results", "tokenizer"]
+    assert empty == ["sources_left_out", "inputs_left_out", "outputs", "tokenizer"]
 
 
 def test_canonical_bytes_follow_the_documented_rule(full_report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -90,10 +91,16 @@ def test_report_on_a_run_has_the_runs_numbers(inside: Path, key: SecretKey) -> N
         for name in ("log_pvalue", "log_qvalue", "log_evalue"):
             assert getattr(one, name) == row[name]
     assert {(one.source, one.documents) for one in report.sources} >= {("human", 41)}
-    assert [(one.name, one.size) for one in report.inputs] == [
-        (name, (inside / name).stat().st_size) for name in ("a.jsonl", "b.jsonl")
-    ]
-    assert all(len(one.sha256 or "") == 64 for one in (*report.inputs, report.results))
+    assert [one.name for one in report.inputs] == ["a.jsonl", "b.jsonl"]
+    assert [one.name for one in report.outputs] == ["results.parquet", "inputs.jsonl", "rejects.jsonl", "summary.json"]
+    for one, path in [
+        *((one, one.name) for one in report.inputs),
+        *((one, f"run/{one.name}") for one in report.outputs),
+    ]:
+        assert (one.sha256, one.size) == (
+            hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+            Path(path).stat().st_size,
+        )
     assert report.tokenizer is not None
     assert report.tokenizer.sha256 == load_tokenizer().sha256
     assert [(one.id, one.fingerprint, one.flagged) for one in report.keys] == [("newsroom", key.info.fingerprint, 3)]
