@@ -9,12 +9,15 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from assay.kernels.chacha import Words
-from assay.kernels.chacha_numba import LANES, _keystream
+from assay.kernels.chacha import PAD, Words
+from assay.kernels.chacha_numba import LANES, _keystream, _subkeys
 from assay.kernels.chacha_numba import subkeys as subkeys
 from assay.kernels.prf import expand, race_times
 
 LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+UNMARKED = -2
+"""What `marked_winners` gives for a row whose next token must be drawn without the mark."""
 
 _TILE = 16 * LANES
 _SLOWEST = 16.64  # above every race time: r <= 1 - 2**-24
@@ -35,44 +38,108 @@ def _log2_below(bits):  # type: ignore[no-untyped-def]
     return np.float32(bits) * np.float32(2.0**-23) - np.float32(127.0)
 
 
+@numba.njit(cache=True, nogil=True)
+def _peak(row):  # type: ignore[no-untyped-def]
+    """The largest value; NaN if one is NaN or +inf, or all are -inf."""
+    # One maximum per lane: a single one would be a chain of comparisons, which LLVM may not reorder.
+    lanes = np.full(64, -np.inf, row.dtype)
+    whole = row.shape[0] // 64 * 64
+    for start in range(0, whole, 64):
+        for j in range(64):
+            lanes[j] = row[start + j] if row[start + j] > lanes[j] else lanes[j]
+    for v in range(whole, row.shape[0]):
+        lanes[0] = max(lanes[0], row[v])
+    peak = lanes.max()
+    unusable = 0
+    for v in range(row.shape[0]):
+        unusable += not row[v] < np.inf
+    return peak if unusable == 0 and peak > -np.inf else peak * row.dtype.type(np.nan)
+
+
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _race(keys, log_weights, peaks, out):  # type: ignore[no-untyped-def]
-    rows, vocabulary = log_weights.shape
+def _race(key, row):  # type: ignore[no-untyped-def]
+    """The winner of one row's race; -1 where the row cannot be drawn from."""
     tile = np.empty((LANES, 16), np.uint32)
     words = tile.reshape(_TILE)
     r = np.empty(_TILE, np.float32)
     bits = r.view(np.int32)
     top = np.float32(1.0) - np.float32(2.0**-24)
+    peak = _peak(row)
+    if np.isnan(peak):
+        return -1
+    best = _SLOWEST
+    winner = -1
+    for start in range(0, row.shape[0], _TILE):
+        count = min(_TILE, row.shape[0] - start)
+        log2_best = np.float32(np.log2(best)) + _MARGIN
+        # Where even the smallest r would lose, the keystream is not needed: nearly everywhere after top-k or top-p.
+        passed = 0
+        for j in range(count):
+            passed += np.float32(_LOG2_SMALLEST_R) < log2_best + _log2_weight(row, peak, start + j)
+        if passed == 0:
+            continue
+        _keystream(key, np.uint32(start // 16), np.uint32(0), np.uint32(0), tile)
+        for j in range(_TILE):
+            r[j] = min((np.float32(words[j]) + np.float32(0.5)) * np.float32(2.0**-32), top)
+        # E = -log1p(-r) >= r, so v can win only if log2(r) < log2(best * weight). Few pass this screen, and only they
+        # are given an exact logarithm and exponential.
+        passed = 0
+        for j in range(count):
+            passed += _log2_below(bits[j]) < log2_best + _log2_weight(row, peak, start + j)
+        if passed == 0:
+            continue
+        for j in range(count):
+            if _log2_below(bits[j]) < log2_best + _log2_weight(row, peak, start + j):
+                time = -np.log1p(-np.float64(r[j])) / np.exp(np.float64(row[start + j]) - np.float64(peak))
+                if time < best:
+                    best = time
+                    log2_best = np.float32(np.log2(best)) + _MARGIN
+                    winner = start + j
+    return winner
+
+
+@numba.njit(cache=True, nogil=True)
+def _winners(keys, log_weights, out):  # type: ignore[no-untyped-def]
+    """Winners of the rows of `out` that are not UNMARKED already; returns how many rows cannot be drawn from."""
+    unusable = 0
+    for i in range(log_weights.shape[0]):
+        if out[i] != UNMARKED:
+            out[i] = _race(keys[i], log_weights[i])
+            unusable += out[i] < 0
+    return unusable
+
+
+@numba.njit(cache=True, nogil=True)
+def _context_is_new(row, start, window):  # type: ignore[no-untyped-def]
+    """Whether `window` tokens stand from `start` on, the last of which have not been followed by a token before."""
+    n = row.shape[0]
+    if n - start < window:
+        return False
+    for end in range(start + window - 1, n - 1):
+        same = 0
+        while same < window and row[end - same] == row[n - 1 - same]:
+            same += 1
+        if same == window:
+            return False
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _marked_winners(ids, pad, window, prf_key, log_weights, out):  # type: ignore[no-untyped-def]
+    rows, n = ids.shape
+    groups = np.full((rows, (window + 3) // 4, 4), PAD)
     for i in range(rows):
-        row = log_weights[i]
-        peak = peaks[i]
-        best = _SLOWEST
-        for start in range(0, vocabulary, _TILE):
-            count = min(_TILE, vocabulary - start)
-            log2_best = np.float32(np.log2(best)) + _MARGIN
-            # Where even the smallest r would lose, the keystream is not needed: nearly everywhere after top-k or top-p.
-            passed = 0
-            for j in range(count):
-                passed += np.float32(_LOG2_SMALLEST_R) < log2_best + _log2_weight(row, peak, start + j)
-            if passed == 0:
-                continue
-            _keystream(keys[i], np.uint32(start // 16), np.uint32(0), np.uint32(0), tile)
-            for j in range(_TILE):
-                r[j] = min((np.float32(words[j]) + np.float32(0.5)) * np.float32(2.0**-32), top)
-            # E = -log1p(-r) >= r, so v can win only if log2(r) < log2(best * weight). Few pass this screen, and only
-            # they are given an exact logarithm and exponential.
-            passed = 0
-            for j in range(count):
-                passed += _log2_below(bits[j]) < log2_best + _log2_weight(row, peak, start + j)
-            if passed == 0:
-                continue
-            for j in range(count):
-                if _log2_below(bits[j]) < log2_best + _log2_weight(row, peak, start + j):
-                    time = -np.log1p(-np.float64(r[j])) / np.exp(np.float64(row[start + j]) - np.float64(peak))
-                    if time < best:
-                        best = time
-                        log2_best = np.float32(np.log2(best)) + _MARGIN
-                        out[i] = start + j
+        start = 0
+        while start < n and ids[i, start] == pad:
+            start += 1
+        out[i] = 0 if _context_is_new(ids[i], start, window) else UNMARKED
+        if out[i] != UNMARKED:
+            for j in range(window):  # as `chacha.context_groups`: a short last group stands at its right end
+                g = j // 4
+                groups[i, g, 4 - min(4, window - 4 * g) + j % 4] = np.uint32(ids[i, n - window + j])
+    keys = np.empty((rows, 8), np.uint32)
+    _subkeys(prf_key, groups, keys)
+    return _winners(keys, log_weights, out)
 
 
 def winners(keys: Words, log_weights: LogWeights) -> npt.NDArray[np.int64]:
@@ -102,21 +169,65 @@ def winners(keys: Words, log_weights: LogWeights) -> npt.NDArray[np.int64]:
     Differences and times are computed in float64 for the few ids that could win; the keystream is computed for tiles of
     256 ids in which one could.
     """
-    if log_weights.ndim != 2 or log_weights.shape[1] == 0 or len(keys) != len(log_weights):
-        raise ValueError(
-            f"log_weights must have shape (n, V) with V >= 1 and one row per key, got {log_weights.shape} "
-            f"for {len(keys)} keys."
-        )
-    if log_weights.dtype not in (np.float32, np.float64):
-        raise ValueError(f"log_weights must be float32 or float64, got {log_weights.dtype}. Convert them first.")
-    peaks = log_weights.max(axis=1)  # NaN if the row has one
-    if not np.isfinite(peaks).all():
-        row = int(np.flatnonzero(~np.isfinite(peaks))[0])
-        what = "only -inf: no id is left to draw" if np.isneginf(peaks[row]) else f"{peaks[row]}"
-        raise ValueError(f"log_weights must be finite or -inf with a finite largest value; row {row} has {what}.")
-    out = np.empty(len(log_weights), dtype=np.int64)
-    _race(keys, np.ascontiguousarray(log_weights), peaks, out)
+    log_weights = _checked(log_weights, len(keys))
+    out = np.zeros(len(log_weights), dtype=np.int64)
+    if _winners(keys, log_weights, out):
+        raise _unusable_row(log_weights, out)
     return out
+
+
+def marked_winners(
+    ids: npt.NDArray[np.int64], pad: int, window: int, prf_key: Words, log_weights: LogWeights
+) -> npt.NDArray[np.int64]:
+    """Winner of each row's race, keyed by the row's last ids; UNMARKED where `gumbel.marked_context` gives None.
+
+    Contexts, subkeys and races in one compiled call: in a generation loop a call from Python costs more than the work.
+
+    Parameters
+    ----------
+    ids
+        int64, shape (n, t): token ids; a leading run of `pad` in a row is not part of it.
+    pad
+        The id that fills rows on the left; -1 for none.
+    window
+        Context width h, >= 1.
+    prf_key
+        uint32, shape (8,).
+    log_weights
+        As `winners`; rows that are UNMARKED are not looked at.
+
+    Returns
+    -------
+    int64, shape (n,).
+
+    Raises
+    ------
+    ValueError
+        As `winners`.
+    """
+    log_weights = _checked(log_weights, len(ids))
+    if ids.dtype != np.int64 or not ids.flags.c_contiguous:
+        ids = np.ascontiguousarray(ids, dtype=np.int64)
+    out = np.empty(len(ids), dtype=np.int64)
+    if _marked_winners(ids, pad, window, prf_key, log_weights, out):
+        raise _unusable_row(log_weights, out)
+    return out
+
+
+def _checked(log_weights: LogWeights, rows: int) -> LogWeights:
+    shape = log_weights.shape
+    if len(shape) != 2 or shape[1] == 0 or shape[0] != rows:
+        raise ValueError(f"log_weights must have shape (n, V) with V >= 1 and n = {rows} rows, got {shape}.")
+    if log_weights.dtype.char not in "fd":
+        raise ValueError(f"log_weights must be float32 or float64, got {log_weights.dtype}. Convert them first.")
+    return log_weights if log_weights.flags.c_contiguous else log_weights.copy()
+
+
+def _unusable_row(log_weights: LogWeights, out: npt.NDArray[np.int64]) -> ValueError:
+    row = int(np.flatnonzero(out == -1)[0])
+    peak = log_weights[row].max()
+    what = "only -inf: no id is left to draw" if np.isneginf(peak) else f"{peak}"
+    return ValueError(f"log_weights must be finite or -inf with a finite largest value; row {row} has {what}.")
 
 
 def winners_reference(use_key: Words, contexts: Words, log_weights: LogWeights) -> npt.NDArray[np.int64]:

@@ -205,16 +205,12 @@ def marked_context(history: npt.ArrayLike, window: int) -> Words | None:
     history
         Integers, shape (n,): all tokens so far, prompt included, padding excluded.
     """
-    ids = np.asarray(history)
+    ids = np.asarray(history, dtype=np.uint32)
     if len(ids) < window:
         return None
     context = ids[-window:]
-    earlier = np.flatnonzero(ids[window - 1 : -1] == context[-1])
-    for offset in range(2, window + 1):
-        if not len(earlier):
-            break
-        earlier = earlier[ids[earlier + window - offset] == context[-offset]]
-    return None if len(earlier) else context.astype(np.uint32)
+    followed = np.lib.stride_tricks.sliding_window_view(ids[:-1], window) if len(ids) > window else ids[:0, None]
+    return None if (followed == context).all(axis=1).any() else context
 
 
 def unmarked_key(seed: bytes) -> Words:
@@ -225,8 +221,7 @@ def unmarked_key(seed: bytes) -> Words:
     seed
         Any bytes; fresh randomness for each generation, or a fixed seed where the text must be reproducible.
     """
-    digest = hashlib.blake2b(seed, person=b"assay-unmarked", digest_size=32).digest()
-    return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
+    return _words(hashlib.blake2b(seed, person=b"assay-unmarked", digest_size=32))
 
 
 def next_tokens(
@@ -266,20 +261,50 @@ def next_tokens(
     ValueError
         If there is not one history per row, or a row contains NaN or +inf, or nothing but -inf.
     """
+    width = max(map(len, histories), default=0)
+    ids = np.full((len(histories), width), -1, dtype=np.int64)
+    for row, history in zip(ids, histories, strict=True):
+        row[width - len(history) :] = history
+    return next_tokens_padded(ids, log_weights, pad_token_id=None, prf_key=prf_key, window=window, unmarked=unmarked)
+
+
+def next_tokens_padded(
+    ids: npt.NDArray[np.int64],
+    log_weights: npt.NDArray[np.float32] | npt.NDArray[np.float64],
+    *,
+    pad_token_id: int | None,
+    prf_key: Words,
+    window: int,
+    unmarked: Words,
+) -> npt.NDArray[np.int64]:
+    """As `next_tokens`, with the histories as engines hold them: rows of one array, padded on the left.
+
+    Parameters
+    ----------
+    ids
+        int64, shape (rows, t): token ids. A leading run of `pad_token_id` is no part of a row's history.
+    log_weights, prf_key, window, unmarked
+        As `next_tokens`.
+    pad_token_id
+        None where -1 pads, or nothing.
+    """
     from assay.kernels import race
 
-    keys = np.empty((len(histories), 8), dtype=np.uint32)
-    contexts = [marked_context(history, window) for history in histories]
-    marked = [row for row, context in enumerate(contexts) if context is not None]
-    plain = [row for row, context in enumerate(contexts) if context is None]
-    if marked:
-        keys[marked] = race.subkeys(prf_key, np.stack([context for context in contexts if context is not None]))
+    pad = -1 if pad_token_id is None else pad_token_id
+    tokens = race.marked_winners(ids, pad, window, prf_key, log_weights)
+    plain = [row for row, token in enumerate(tokens.tolist()) if token == race.UNMARKED]
     if plain:
-        keys[plain] = race.subkeys(unmarked, np.stack([_digest(histories[row]) for row in plain]))
-    return race.winners(keys, log_weights)
+        contexts = np.stack([_whole_history(ids[row], pad) for row in plain])
+        tokens[plain] = race.winners(race.subkeys(unmarked, contexts), log_weights[plain])
+    return tokens
 
 
-def _digest(history: npt.NDArray[np.integer]) -> Words:
+def _whole_history(row: npt.NDArray[np.int64], pad: int) -> Words:
     """128 bits of a whole history as four words: equal histories, equal draws."""
-    digest = hashlib.blake2b(np.asarray(history, dtype="<u4").tobytes(), digest_size=16).digest()
-    return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
+    real = np.flatnonzero(row != pad)
+    history = row[real[0] :] if len(real) else row[:0]
+    return _words(hashlib.blake2b(history.astype("<u4").tobytes(), digest_size=16))
+
+
+def _words(digest: hashlib.blake2b) -> Words:
+    return np.frombuffer(digest.digest(), dtype="<u4").astype(np.uint32)

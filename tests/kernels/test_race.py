@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from assay.kernels import chacha, race
 from assay.kernels.prf import race_times
+from assay.watermark.gumbel import marked_context
 
 KEY = np.arange(8, dtype=np.uint32) * np.uint32(0x01234567)
 SIZES = (1, 2, 15, 16, 17, 255, 256, 257, 511, 513, 4099, 50257)
@@ -130,10 +131,43 @@ def test_shapes_and_types_are_checked() -> None:
     keys = race.subkeys(KEY, contexts(2))
     with pytest.raises(ValueError, match="V >= 1"):
         race.winners(keys, np.zeros((2, 0)))
-    with pytest.raises(ValueError, match="one row per key"):
+    with pytest.raises(ValueError, match="n = 2 rows"):
         race.winners(keys, np.zeros((3, 5)))
     with pytest.raises(ValueError, match="float32 or float64"):
         race.winners(keys, np.zeros((2, 5), dtype=np.float16))  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 2), max_size=30), st.integers(1, 6), st.integers(0, 3))
+def test_marked_winners_follow_the_plain_rule(history: list[int], window: int, padding: int) -> None:
+    log_weights = np.random.default_rng(0).normal(0, 1, (1, 300))
+    ids = np.array([[-1] * padding + history], dtype=np.int64)
+    got = race.marked_winners(ids, -1, window, KEY, log_weights)[0]
+    context = marked_context(history, window)
+    if context is None:
+        assert got == race.UNMARKED
+    else:
+        assert got == race.winners_reference(KEY, context[None], log_weights)[0]
+
+
+def test_marked_winners_take_ids_of_any_type_and_layout() -> None:
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, 1000, (5, 12))
+    log_weights = rng.normal(0, 1, (5, 400)).astype(np.float32)
+    expected = race.marked_winners(ids, -1, 4, KEY, log_weights)
+    np.testing.assert_array_equal(expected, race.winners_reference(KEY, ids[:, -4:].astype(np.uint32), log_weights))
+    for other in (ids.astype(np.int32), ids.astype(np.uint32), np.asfortranarray(ids), np.repeat(ids, 2, 1)[:, ::2]):
+        np.testing.assert_array_equal(race.marked_winners(other, -1, 4, KEY, log_weights), expected)
+
+
+def test_rows_that_are_not_raced_are_not_looked_at() -> None:
+    log_weights = np.zeros((2, 30))
+    log_weights[0] = np.nan
+    got = race.marked_winners(np.array([[-1, -1, 5], [5, 6, 7]]), -1, 2, KEY, log_weights)
+    assert got[0] == race.UNMARKED
+    assert got[1] >= 0
+    with pytest.raises(ValueError, match="row 1 has nan"):
+        race.marked_winners(np.array([[-1, -1, 5], [5, 6, 7]]), -1, 2, KEY, log_weights[::-1])
 
 
 def test_no_rows_give_no_winners() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay._errors import GenerationError, MissingDependencyError, RevokedKeyError
-from assay.watermark.gumbel import config_of, next_tokens, unmarked_key
+from assay.watermark.gumbel import config_of, next_tokens_padded, unmarked_key
 from assay.watermark.keys import SecretKey, use_key
 
 try:
@@ -151,33 +151,23 @@ class _GumbelProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers i
         """One-hot scores, a fresh tensor of the shape, dtype and device of `scores`, which is (rows, V)."""
         if input_ids.ndim != 2:
             raise _continuous_batching_error()
-        winners = next_tokens(
-            self._histories(input_ids),
-            _on_cpu(scores),
+        tokens = next_tokens_padded(
+            input_ids.numpy(force=True),
+            _as_array(scores),
+            pad_token_id=self._pad_token_id,
             prf_key=self._prf_key,
             window=self._window,
             unmarked=self._unmarked,
         )
-        index = torch.from_numpy(winners)[:, None].to(scores.device)
-        return torch.full_like(scores, -torch.inf).scatter_(1, index, 0.0)
-
-    def _histories(self, input_ids: torch.Tensor) -> list[npt.NDArray[np.integer]]:
-        rows = input_ids.detach().cpu().numpy()
-        return [_without_padding(row, self._pad_token_id) for row in rows]
+        index = torch.from_numpy(tokens[:, None])
+        return torch.full_like(scores, -torch.inf).scatter_(1, index.to(scores.device), 0.0)
 
 
-def _without_padding(row: npt.NDArray[np.integer], pad_token_id: int | None) -> npt.NDArray[np.integer]:
-    if pad_token_id is None or not len(row) or row[0] != pad_token_id:
-        return row
-    real = np.flatnonzero(row != pad_token_id)
-    return row[real[0] :] if len(real) else row[:0]
-
-
-def _on_cpu(scores: torch.Tensor) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
+def _as_array(scores: torch.Tensor) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
     """The scores as an array, without a copy where they are float32 or float64 on the CPU."""
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
-    array: npt.NDArray[np.float32] = scores.detach().cpu().numpy()
+    array: npt.NDArray[np.float32] = scores.numpy(force=True)
     return array
 
 
