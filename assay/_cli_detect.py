@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from assay._cli_keys import (
-    DEFAULT_KEYRING,
-    AsJson,
-    KeyringPath,
-    PassphraseFile,
-    _refusals,
-    _say,
-    _wants_json,
-    _write_json,
-    open_keyring,
-)
+from assay._cli_keyring import DEFAULT_KEYRING, KeyringPath, PassphraseFile, open_keyring
+from assay._cli_output import AsJson, refusals, say, wants_json, write_json
 
 if TYPE_CHECKING:
     from assay.detection.corpus import RunSummary
@@ -91,7 +82,7 @@ def detect(
         raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
     if out is not None and (model is not None or prompt is not None):
         raise typer.BadParameter("--model and --prompt-file are for one text; a corpus is tested by its tokens alone.")
-    with _refusals():
+    with refusals():
         keys = _keys(open_keyring(keyring, passphrase_file), key)
         if out is None:
             result = _detect_one(paths[0], keys, tokenizer, model=model, prompt=prompt, temperature=temperature)
@@ -113,7 +104,7 @@ def detect(
                 shard_rows=shard_rows,
             )
         except KeyboardInterrupt:
-            _say(f"interrupted; the same command resumes the run in {out}")
+            say(f"interrupted; the same command resumes the run in {out}")
             raise typer.Exit(130) from None
     _show_summary(summary, as_json=as_json)
     raise typer.Exit(summary.exit_code)
@@ -127,7 +118,7 @@ def _keys(keyring: Keyring, ids: list[str]) -> list[SecretKey]:
     keys = [keyring[id] for id in dict.fromkeys(ids)]
     for one in keys:
         if one.state == "revoked":
-            _say(f"warning: key {one.id!r} is revoked; whoever learned it could have made its mark.")
+            say(f"warning: key {one.id!r} is revoked; whoever learned it could have made its mark.")
     return keys
 
 
@@ -163,16 +154,16 @@ def _detect_one(
 
 
 def _show_result(result: TestResult, *, as_json: bool) -> None:
-    if _wants_json(as_json):
-        _write_json(result.to_dict())
+    if wants_json(as_json):
+        write_json(result.to_dict())
         return
     typer.echo(result.sentence())
     typer.echo(repr(result))
 
 
 def _show_summary(summary: RunSummary, *, as_json: bool) -> None:
-    if _wants_json(as_json):
-        _write_json(summary.to_dict())
+    if wants_json(as_json):
+        write_json(summary.to_dict())
         return
     typer.echo(
         f"{summary.documents:,} documents tested, {summary.flagged:,} flagged at a false discovery rate of "

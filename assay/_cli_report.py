@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assay._cli_keys import (
-    DEFAULT_KEYRING,
-    AsJson,
-    KeyringPath,
-    PassphraseFile,
-    _refusals,
-    _say,
-    _wants_json,
-    _write_json,
-    open_keyring,
-)
+from assay._cli_keyring import DEFAULT_KEYRING, KeyringPath, PassphraseFile, open_keyring
+from assay._cli_output import AsJson, refusals, say, wants_json, write_json
 
 if TYPE_CHECKING:
     from assay.report import Verification
@@ -57,16 +48,16 @@ def report(
     """Make the audit report of a corpus run: report.html, report.json and, with --sign-with, report.sig.json."""
     from assay.report import Report
 
-    with _refusals():
+    with refusals():
         opened = _keyring(keyring, passphrase_file, excerpts=excerpts, sign_with=sign_with)
         signer = None if sign_with is None or opened is None else opened[sign_with]
         keys = None if opened is None or not excerpts else _all_keys(opened)
         made = Report.from_run(run_dir, fdr=fdr, keys=keys, tokenizer=tokenizer, excerpts=excerpts, title=title)
         page = made.save(out, sign_with=signer)
     if signer is None:
-        _say("the report is not signed; --sign-with takes a key of scheme ed25519.")
-    if _wants_json(as_json):
-        _write_json({"verdict": made.verdict, "page": str(page), "signed_with": sign_with})
+        say("the report is not signed; --sign-with takes a key of scheme ed25519.")
+    if wants_json(as_json):
+        write_json({"verdict": made.verdict, "page": str(page), "signed_with": sign_with})
     else:
         typer.echo(f"{made.verdict}\nReport: {page}")
 
@@ -96,8 +87,8 @@ def verify(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     finding = next((one for one in findings if one.signer_checked), findings[0])
-    if _wants_json(as_json):
-        _write_json(asdict(finding) | {"finding": finding.sentence()})
+    if wants_json(as_json):
+        write_json(asdict(finding) | {"finding": finding.sentence()})
     else:
         typer.echo(_words(finding))
     raise typer.Exit(0 if finding.valid else 1)
@@ -112,7 +103,7 @@ def _keyring(path: Path, passphrase_file: Path | None, *, excerpts: int, sign_wi
     if sign_with is None and not excerpts:
         return None
     if sign_with is None and not path.expanduser().exists():
-        _say(f"there is no keyring {path}, so the report shows no excerpts: their tokens cannot be scored.")
+        say(f"there is no keyring {path}, so the report shows no excerpts: their tokens cannot be scored.")
         return None
     return open_keyring(path, passphrase_file)
 

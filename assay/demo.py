@@ -22,7 +22,7 @@ from assay.kernels.scoring.model import ModelScorer
 from assay.models import DEFAULT, load_model, load_tokenizer_for_generation
 from assay.report import Report
 from assay.report.excerpts import excerpt_of
-from assay.watermark.edits import edit, paste
+from assay.watermark.edits import Edit, edit, paste
 from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keyring import Keyring
 from assay.watermark.keys import SecretKey
@@ -38,7 +38,7 @@ PROMPTS = (
 TEMPERATURE = 0.8
 TOP_P = 0.95
 NEW_TOKENS = 220
-EDITS = (
+EDITS: tuple[tuple[Edit, float, str], ...] = (
     ("substitute", 0.1, "10 % of tokens substituted"),
     ("substitute", 0.3, "30 % of tokens substituted"),
     ("delete", 0.1, "10 % of tokens deleted"),

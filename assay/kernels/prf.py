@@ -59,4 +59,5 @@ def race_times(words: Words) -> npt.NDArray[np.float64]:
     """
     r = (words.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
     # log1p, not log(1 - r): r is as small as 2**-33, where 1 - r is 1.
-    return -np.log1p(-np.minimum(r, np.float32(1 - 2.0**-24)).astype(np.float64))
+    times: npt.NDArray[np.float64] = -np.log1p(-np.minimum(r, np.float32(1 - 2.0**-24)).astype(np.float64))
+    return times

@@ -191,7 +191,8 @@ def race_scores(words: Words) -> Scores:
     float64, same shape, range [2.3e-10, inf]; inf only for the word 2**32 - 1. Small scores speak for the mark.
     """
     with np.errstate(divide="ignore"):
-        return -np.log1p(-(words.astype(np.float64) + 1.0) * 2.0**-32)
+        times: Scores = -np.log1p(-(words.astype(np.float64) + 1.0) * 2.0**-32)
+    return times
 
 
 def marked_context(history: npt.ArrayLike, window: int) -> Words | None:

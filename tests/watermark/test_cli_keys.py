@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from assay._cli_keys import keys_app, open_keyring
+from assay._cli_keyring import open_keyring
+from assay._cli_keys import keys_app
 from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keyring import Keyring, read_public
 from assay.watermark.keys import SecretKey
