@@ -124,8 +124,10 @@ def test_everything_is_on_the_disk_before_the_manifest_says_so(
     real = {name: getattr(os, name) for name in ("write", "fsync", "replace")}
     pending: set[str] = set()  # names whose content or directory entry may not be on the disk
     rows: list[bytes] = []
+    manifest = str(tmp_path / "out/ledger/manifest.jsonl")
 
     def replace(source: Any, target: Any) -> None:
+        assert manifest not in pending, "a row counted before it was on the disk"
         assert str(source) not in pending, "renamed before its content was on the disk"
         pending.add(str(Path(target).parent))
         real["replace"](source, target)
@@ -133,6 +135,8 @@ def test_everything_is_on_the_disk_before_the_manifest_says_so(
     def write(handle: int, data: bytes) -> int:
         assert not pending, "a row was written before what it speaks of was on the disk"
         rows.append(bytes(data))
+        if b'"kind":"input"' not in data:
+            pending.add(manifest)
         return real["write"](handle, data)  # type: ignore[no-any-return]
 
     def fsync(handle: int) -> None:
@@ -168,7 +172,11 @@ def test_a_torn_last_row_is_done_again(tmp_path: Path, test_it: Callable[..., Ru
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize("garbage", [b"\x00" * 64, b"\x00" * 64 + b"\n", b"[1]\n", b'{"kind": "sha'])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x00" * 64, b"\x00" * 64 + b"\n", b"[1]\n", b'{"kind": "sha', b'{"kind":"input","file":0,"sha256":null}'],
+    ids=["zeros", "line of zeros", "no row", "torn", "no newline"],
+)
 def test_garbage_at_the_end_is_cut_off(tmp_path: Path, test_it: Callable[..., RunSummary], garbage: bytes) -> None:
     test_it(tmp_path / "whole")
     out = stopped_run(tmp_path, test_it, after_shards=3)
@@ -178,6 +186,23 @@ def test_garbage_at_the_end_is_cut_off(tmp_path: Path, test_it: Callable[..., Ru
     assert outcome(out) == outcome(tmp_path / "whole")
     rows = (out / "ledger/manifest.jsonl").read_bytes().splitlines()
     assert all(isinstance(json.loads(row), dict) for row in rows)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_is_done_is_not_tested_again(
+    tmp_path: Path, test_it: Callable[..., RunSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = stopped_run(tmp_path, test_it, after_shards=3)  # 1, 0 and 3: shards finish in any order
+    inner, tested = pool.work, []
+
+    def work(shards: Iterator[Shard], setup: Setup, count: int) -> Iterator[Any]:
+        for record in inner(shards, setup, count):
+            tested.append(record.shard)
+            yield record
+
+    monkeypatch.setattr(pool, "work", work)
+    test_it(out)
+    assert sorted(tested) == [2, 4, 5]
 
 
 def stopped_run(tmp_path: Path, test_it: Callable[..., RunSummary], after_shards: int) -> Path:

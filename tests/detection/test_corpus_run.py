@@ -27,9 +27,12 @@ from assay._errors import RunError
 from assay.cli import app
 from assay.detection.corpus import RunSummary, pool, run, worker
 from assay.detection.corpus.shards import Shard
+from assay.detection.gumbel import documents_test
+from assay.detection.multiplicity import benjamini_hochberg
 from assay.detection.text import load_tokenizer
 from assay.kernels import prf
 from assay.watermark.gumbel import GumbelConfig
+from assay.watermark.keyring import Keyring
 from assay.watermark.keys import SecretKey, use_key
 
 MakeKey = Callable[..., SecretKey]
@@ -374,6 +377,38 @@ def test_two_keys_with_one_id(tmp_path: Path, make_key: MakeKey) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_keyring_tests_active_and_retired_keys(tmp_path: Path, make_key: MakeKey) -> None:
+    ring = Keyring.in_memory()
+    for number in (1, 2, 3):
+        ring.add(make_key(number))
+    ring.revoke("test-2")
+    ring.rotate("test-3", "test-4")
+    (tmp_path / "a.txt").write_text(marked_text(make_key(3), seed=4))
+    summary = run(tmp_path / "a.txt", ring, out=tmp_path / "out")
+    assert [key["id"] for key in summary.keys] == ["test-1", "test-3", "test-4"]
+    assert rows_of(tmp_path / "out")[0]["key_id"] == "test-3"
+
+
+@pytest.mark.slow
+def test_unmarked_corpora_of_shared_passages_are_rarely_flagged(human_text: str, make_key: MakeKey) -> None:
+    """With no marked document every flag is false, so a corpus may have one with probability 0.1 at most.
+
+    1000 keys on 200 overlapping passages, four copies of each: the count of corpora with a flag is below
+    Binomial(1000, 0.1), whose upper 1e-6 quantile is 148. Near-miss: flags at p <= 0.1 mark nearly every corpus.
+    """
+    starts = np.arange(50) * 300
+    passages = [human_text[a : a + 900] for a in starts] * 4
+    ids, offsets = load_tokenizer().encode_batch(passages)
+    flagged, uncorrected = 0, 0
+    for number in range(1000):
+        log_p = documents_test(ids, offsets, use_key(make_key(number)), 4).log_pvalue
+        flagged += bool(np.any(benjamini_hochberg(log_p) <= np.log(0.1)))
+        uncorrected += bool(np.any(log_p <= np.log(0.1)))
+    assert flagged <= 148
+    assert uncorrected > 900
+
+
+@pytest.mark.usefixtures("in_process")
 def test_files_without_documents(tmp_path: Path, make_key: MakeKey) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(RunError, match="the 1 input files hold no document"):
@@ -390,8 +425,6 @@ def test_files_without_documents(tmp_path: Path, make_key: MakeKey) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, make_key: MakeKey) -> Callable[..., subprocess.Popen[str]]:
-    from assay.watermark.keyring import Keyring
-
     with pytest.warns(UserWarning, match="not encrypted"):
         ring = Keyring.create(tmp_path / "keys.json", development=True)
     for number in (1, 2):
