@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Document = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 
-_CPU_BUDGET, _GPU_BUDGET = 4096, 32768
+_CPU_BUDGET, _GPU_BUDGET = 2048, 32768
 _WHOLE_LOGITS = 1 << 27  # logits per call where a model gives no hidden states to work from: half a gigabyte
 
 
@@ -49,7 +49,7 @@ class ModelScorer:
         Step between windows of a longer document, in [1, window]; None takes half a window. A token past the first
         window is predicted from at least window - stride tokens.
     token_budget
-        Tokens per model call, padding included, >= 1; None takes 4096 on a CPU and 32768 on a GPU. A batch that does
+        Tokens per model call, padding included, >= 1; None takes 2048 on a CPU and 32768 on a GPU. A batch that does
         not fit into memory is halved, and those after it too.
     add_bos
         Whether documents without a prompt are read after the model's beginning-of-sequence token, where it has one.
