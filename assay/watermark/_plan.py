@@ -17,8 +17,8 @@ from scipy import stats
 
 from assay.watermark import _scores
 from assay.watermark._green import green_chance
-from assay.watermark._laws import Floats, check_count, check_law, check_level
 from assay.watermark._iid import Test, conditional_type2_error, known_test, sequence_loss
+from assay.watermark._laws import Floats, check_count, check_law, check_level
 
 # The bounds that the model-aware tests put on token probabilities (assay.detection.gumbel).
 _LOWEST, _HIGHEST = 1e-6, 1 - 1e-6

@@ -95,22 +95,28 @@ def _long(s: float, a: Floats, log_c: Floats, m: Floats, *, mixture: bool) -> fl
         out: npt.NDArray[Any] = m[0] * special.logsumexp(terms, axis=1) if mixture else terms @ m
         return out
 
-    def cumulants(z: float) -> tuple[float, float, float]:
-        d1, d2, d3 = (special.polygamma(k, 1.0 + z) - special.polygamma(k, 1.0 + z + a[0]) for k in range(3))
-        if not mixture:
-            return float(m @ d1), float(m @ d2), float(m @ d3)
-        share = special.softmax(np.real(log_terms(np.array([z])))[0])
-        m1, m2, m3 = share @ d1, share @ (d1**2 + d2), share @ (d1**3 + 3 * d1 * d2 + d3)
-        return float(m[0] * m1), float(m[0] * (m2 - m1**2)), float(m[0] * (m3 - 3 * m1 * m2 + 2 * m1**3))
+    def weights(z: float) -> Floats:
+        # The mixture's derivatives are averages over its components, tilted; a product's are sums.
+        return np.asarray(special.softmax(np.real(log_terms(np.array([z])))[0]) if mixture else m)
+
+    def slope(z: float) -> float:
+        d1 = special.digamma(1.0 + z) - special.digamma(1.0 + z + a[0])
+        return s - 1.0 / z + float(weights(z) @ d1) * (m[0] if mixture else 1.0)
 
     low, high = 0.0, 1.0
-    while s - 1.0 / high + cumulants(high)[0] < 0.0:
+    while slope(high) < 0.0:
         low, high = high, 2.0 * high
-    for _ in range(60):
+    for _ in range(40):
         theta = 0.5 * (low + high)
-        low, high = (theta, high) if s - 1.0 / theta + cumulants(theta)[0] < 0.0 else (low, theta)
+        low, high = (theta, high) if slope(theta) < 0.0 else (low, theta)
     theta = 0.5 * (low + high)
-    _, k2, k3 = cumulants(theta)
+    d1, d2, d3 = (special.polygamma(k, 1.0 + theta) - special.polygamma(k, 1.0 + theta + a[0]) for k in range(3))
+    share = weights(theta)
+    if mixture:
+        m1, m2, m3 = share @ d1, share @ (d1**2 + d2), share @ (d1**3 + 3 * d1 * d2 + d3)
+        k2, k3 = m[0] * (m2 - m1**2), m[0] * (m3 - 3 * m1 * m2 + 2 * m1**3)
+    else:
+        k2, k3 = share @ d2, share @ d3
     at_saddle = float(np.real(log_transform(np.array([theta])))[0])
 
     def log_ratio(move: Complexes) -> Complexes:

@@ -107,7 +107,7 @@ def hamming_type2_error(
     if edits == "levenshtein" and reach > 0:
         raise ValueError(
             "edits must be 'substitutions' for radius > 0, got 'levenshtein': insertions and deletions see the order "
-            "of the tokens, so texts of one type are not alike. Use robust_type2_error with levenshtein_neighbours, for "
+            "of the tokens, so texts of one type are not alike. Use robust_type2_error with levenshtein_neighbours for "
             "n up to about 12."
         )
     return hamming_orbits(count, law, reach, level)
