@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 docs: $(STAMP)  ## the documentation site, into site/; warnings are errors
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## CPU benchmarks; each prints ratios measured in one run
 	$(BIN)/python benchmarks/detection.py
