@@ -1,7 +1,8 @@
 """Corpus scoring with the bundled model against a plain padded Hugging Face loop: python benchmarks/corpus_scoring.py
 
-Documents have log-normal lengths (median 300, sigma 1, clipped to 8 .. 1023 tokens) and random ids. All ways run in one process, interleaved, best of the rounds; process CPU time, one thread. The loop is what one writes
-first: batches of 8 in order of arrival, padded to the longest, full logits, log-softmax, gather, entropy.
+Documents have log-normal lengths (median 300, sigma 1, clipped to 8 .. 1023 tokens) and random ids. All ways run in one
+process, interleaved, best of the rounds; process CPU time, one thread. The loop is what one writes first: batches in
+order of arrival, padded to the longest, full logits, log-softmax, gather, and the same statistics or none of them.
 """
 
 from __future__ import annotations

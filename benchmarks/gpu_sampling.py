@@ -1,0 +1,87 @@
+"""The keyed sampler on a GPU against the bandwidth of reading its logits: python benchmarks/gpu_sampling.py
+
+Needs an NVIDIA GPU (sm_80 or later), torch with CUDA and triton. The bandwidth is that of a large device copy in the
+same run; the words are checked against numpy first. Interleaved, median of the rounds by CUDA events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from gpu_scoring import milliseconds
+
+from assay.kernels import chacha
+
+KEY = np.arange(8, dtype=np.uint32)
+ROUNDS_PER_TIMING = 10  # calls per pair of events: one call is near the resolution of an event
+
+
+def copy_bandwidth(rounds: int) -> float:
+    """Bytes per second that a copy of one gigabyte reads and writes."""
+    source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+    target.copy_(source)
+    taken = statistics.median(milliseconds(lambda: target.copy_(source)) for _ in range(rounds))
+    return 2 * source.numel() * 4 / taken * 1e3
+
+
+def repeated(call: Callable[[], object]) -> Callable[[], None]:
+    """The call, several times."""
+
+    def run() -> None:
+        for _ in range(ROUNDS_PER_TIMING):
+            call()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    rounds = parser.parse_args().rounds
+    if not torch.cuda.is_available():
+        sys.exit("gpu_sampling.py needs an NVIDIA GPU and torch with CUDA; none is available here.")
+    import triton
+
+    from assay.kernels import triton_sampling
+
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {rounds} rounds")
+    bandwidth = copy_bandwidth(rounds)
+    print(f"copy: {bandwidth / 1e12:.2f} TB/s read and written")
+    rng = np.random.default_rng(0)
+    for vocabulary in (50257, 128256):
+        for rows in (1, 8, 64, 256):
+            contexts = rng.integers(0, vocabulary, (rows, 4)).astype(np.uint32)
+            keys = triton_sampling.subkeys(KEY, contexts, "cuda")
+            logits = torch.randn(rows, vocabulary, device="cuda")
+            _, words = triton_sampling.winners_and_words(keys, logits)
+            expected = chacha.expand(KEY, contexts[:1], vocabulary)
+            np.testing.assert_array_equal(words[:1].cpu().numpy().view(np.uint32), expected)
+            ways: dict[str, Callable[[], object]] = {
+                "keyed sampler": lambda k=keys, x=logits: triton_sampling.winners(k, x),
+                "softmax + multinomial": lambda x=logits: torch.multinomial(torch.softmax(x, dim=1), 1),
+                "logits clone": lambda x=logits: x.clone(),
+            }
+            taken = {name: [] for name in ways}
+            for call in ways.values():
+                call()
+            for _ in range(rounds):
+                for name, call in ways.items():
+                    taken[name].append(milliseconds(repeated(call)) / ROUNDS_PER_TIMING)
+            print(f"\nV={vocabulary} rows={rows}, float32 logits")
+            for name, values in taken.items():
+                time = statistics.median(values)
+                share = logits.numel() * 4 / (time * 1e-3) / bandwidth
+                print(
+                    f"  {name:24s} {time * 1e3:9.1f} us   reading the logits at {100 * share:5.1f} % of the copy's rate"
+                )
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
