@@ -180,7 +180,8 @@ def sum_scores(words: Words) -> Scores:
     -------
     float64, same shape, range [0, 22.2]. Large scores speak for the mark.
     """
-    return 32 * np.log(2.0) - np.log(words.astype(np.float64) + 1.0)
+    scores: Scores = 32 * np.log(2.0) - np.log(words.astype(np.float64) + 1.0)
+    return scores
 
 
 def race_scores(words: Words) -> Scores:
