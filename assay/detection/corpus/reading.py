@@ -6,24 +6,18 @@ A row that is not a document becomes a `Reject` with file, line and reason, neve
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import zstandard
 
 from assay.detection.corpus.sources import InputFile, check_unchanged
+from assay.detection.corpus.streams import BUFFER, Gzip, Hashed, Zstandard
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-_BUFFER = 1 << 20
-# A zstd block of a few bytes can stand for 128 KiB; small pieces bound what one of them can unfold to.
-_PACKED_PIECE = 1 << 13
 _ROWS_PER_BATCH = 1024
 _MISSING = object()
 
@@ -131,7 +125,7 @@ def _read_file(
     try:
         check_unchanged(file)
         with open(file.path, "rb") as handle:
-            raw = _Hashed(handle)
+            raw = Hashed(handle)
             try:
                 yield from formats[file.format](index, file, columns, skip, raw, progress)
             except _DAMAGED as error:
@@ -151,83 +145,6 @@ class _Progress:
     row: int
 
 
-class _Hashed(io.RawIOBase):
-    """A file that hashes the bytes that are read from it."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self._handle = handle
-        self._digest = hashlib.sha256()
-        self.consumed = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        count: int = self._handle.readinto(buffer)  # type: ignore[attr-defined]  # a file opened in binary mode has it
-        self._digest.update(memoryview(buffer)[:count])
-        self.consumed += count
-        return count
-
-    def sha256(self) -> str:
-        """The hash of the whole file: what was left unread is read now."""
-        rest = bytearray(_BUFFER)
-        while self.readinto(rest):
-            pass
-        return self._digest.hexdigest()
-
-
-class _Gzip(io.RawIOBase):
-    """Decompressed gzip, as far as it goes: a larger read would drop what it has when it meets the damage."""
-
-    def __init__(self, packed: gzip.GzipFile) -> None:
-        self._packed = packed
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        target = memoryview(buffer)
-        piece = self._packed.read1(len(target))
-        target[: len(piece)] = piece
-        return len(piece)
-
-
-class _Zstandard(io.RawIOBase):
-    """Decompressed zstd frames. Unlike the library's own reader it notices a file that ends inside a frame."""
-
-    def __init__(self, packed: _Hashed) -> None:
-        self._packed = packed
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._inside = False
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        while not self._ready:
-            piece = self._packed.read(_PACKED_PIECE)
-            if not piece:
-                if self._inside:
-                    raise EOFError("the file ends inside a zstd frame")
-                return 0
-            self._ready = memoryview(b"".join(self._unpack(piece)))
-        target = memoryview(buffer)
-        count = min(len(target), len(self._ready))
-        target[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _unpack(self, piece: bytes) -> Iterator[bytes]:
-        while piece:
-            yield self._frame.decompress(piece)
-            self._inside = not self._frame.eof
-            piece = b""
-            if self._frame.eof:
-                piece = self._frame.unused_data
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-
-
 _DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError)
 
 
@@ -240,11 +157,11 @@ def _file_reject(index: int, file: InputFile, rows: int, error: Exception) -> Re
 
 
 def _text_file(
-    index: int, file: InputFile, columns: Columns, skip: int, raw: _Hashed, progress: _Progress
+    index: int, file: InputFile, columns: Columns, skip: int, raw: Hashed, progress: _Progress
 ) -> Iterator[Row]:
     if skip:
         return
-    data = io.BufferedReader(raw, _BUFFER).read()
+    data = io.BufferedReader(raw, BUFFER).read()
     progress.row = 1
     try:
         # utf-8-sig: a byte order mark says how the file is encoded and is no part of the text.
@@ -256,14 +173,14 @@ def _text_file(
 
 
 def _json_lines(
-    index: int, file: InputFile, columns: Columns, skip: int, raw: _Hashed, progress: _Progress
+    index: int, file: InputFile, columns: Columns, skip: int, raw: Hashed, progress: _Progress
 ) -> Iterator[Row]:
     name = file.name.lower()
-    stream: Any = io.BufferedReader(raw, _BUFFER)
+    stream: Any = io.BufferedReader(raw, BUFFER)
     if name.endswith(".gz"):
-        stream = io.BufferedReader(_Gzip(gzip.GzipFile(fileobj=stream)), _BUFFER)
+        stream = io.BufferedReader(Gzip(gzip.GzipFile(fileobj=stream)), BUFFER)
     elif name.endswith((".zst", ".zstd")):
-        stream = io.BufferedReader(_Zstandard(raw), _BUFFER)
+        stream = io.BufferedReader(Zstandard(raw), BUFFER)
     for row, line in enumerate(stream, 1):
         progress.row = row
         if row <= skip:
@@ -305,7 +222,7 @@ def _what_is_wrong(line: bytes, error: orjson.JSONDecodeError) -> tuple[str, str
 
 
 def _parquet(
-    index: int, file: InputFile, columns: Columns, skip: int, raw: _Hashed, progress: _Progress
+    index: int, file: InputFile, columns: Columns, skip: int, raw: Hashed, progress: _Progress
 ) -> Iterator[Row]:
     import pyarrow as pa
 
