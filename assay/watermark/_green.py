@@ -46,7 +46,7 @@ def green_chance(law: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) ->
     if not delta > 0.0:
         raise ValueError(f"delta must be greater than 0, got {delta}.")
     log_p, multiplicity = group_law(check_law(law, "law"))
-    if math.isinf(delta):
+    if delta > 700.0:  # infinite to double precision
         return -math.expm1(int(multiplicity.sum()) * math.log1p(-share))
     bonus = math.expm1(delta)
     step = 0.05
@@ -55,8 +55,9 @@ def green_chance(law: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) ->
     log_product = np.zeros(len(y))
     for log_mass, count in zip(log_p, multiplicity, strict=True):
         log_product += count * np.log1p(share * np.expm1(-bonus * np.exp(log_mass) * v))
-    missing = math.fsum(step * np.exp(y - v + log_product))
-    return (bonus + 1.0) / bonus * (1.0 - missing)
+    # E of a G / (1 + a G), without the cancellation of one minus its complement where the bonus is small.
+    tilted = math.fsum(step * np.exp(y - v) * -np.expm1(log_product))
+    return min(1.0, (1.0 + 1.0 / bonus) * tilted)
 
 
 def binomial_type2_error(n: int, gamma: float, chance: float, alpha: float) -> float:

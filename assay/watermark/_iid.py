@@ -37,6 +37,11 @@ class Type2(NamedTuple):
     error: float
     method: Literal["exact", "bracket", "inversion", "monte-carlo"]
 
+    @property
+    def proved(self) -> float:
+        """The upper end of a bracket, else the value: what is compared with beta."""
+        return self.value + self.error if self.method == "bracket" else self.value
+
 
 @dataclass(frozen=True)
 class TokenCount:
@@ -118,7 +123,7 @@ def tokens_needed(
     else:
         # No test of level alpha needs fewer tokens than the most powerful one.
         start = 1 if test == "ump" else tokens_needed(law, level, miss).tokens
-        n = _smallest(lambda n: error_at(n).value, miss, start)
+        n = _smallest(lambda n: error_at(n).proved, miss, start)
     value, error, method = error_at(n)
     return TokenCount(test=test, tokens=n, type2_error=value, error=error, entropy=entropy(law), method=method)
 
