@@ -32,6 +32,16 @@ from transformers import (  # noqa: E402
 from assay.kernels.scoring.model import ModelScorer  # noqa: E402
 from assay.kernels.scoring.windows import batch_end, cut, longest_first  # noqa: E402
 
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small lose time to a second thread, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 V = 211
 # Float32 rounding of a two-layer model whose matrix products run in another order for another batch shape.
 TOLERANCE = 2e-5
@@ -80,6 +90,21 @@ def test_matches_the_plain_use_of_the_model(model):
         assert len(found) == len(ids)
         assert found.scored.all()
         np.testing.assert_allclose(found.log_prob, plain_log_probs(model, [1], ids), atol=TOLERANCE)
+
+
+def test_the_model_is_called_without_mask_and_cache(model):
+    # A mask of ones or a cache would switch off packed and fast attention without a word; padding is on the right.
+    scorer, calls = ModelScorer(model), []
+    hook = model.model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    try:
+        scorer.score([[2, 3, 4], [5, 6, 7, 8, 9, 10]])
+    finally:
+        hook.remove()
+    (kwargs,) = calls
+    assert kwargs["use_cache"] is False
+    assert kwargs.get("attention_mask") is None
+    assert kwargs.get("position_ids") is None
+    assert kwargs["input_ids"].tolist() == [[1, 5, 6, 7, 8, 9], [1, 2, 3, 0, 0, 0]]
 
 
 def test_without_beginning_of_sequence_the_first_token_is_not_scored(model):

@@ -144,6 +144,21 @@ def _merge(state, mass, mean, second, third):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy")
+def _rescale(state, powers, top):  # type: ignore[no-untyped-def]
+    """Express the totals in terms of a larger maximum."""
+    fall = state[MAXIMUM] - top
+    scale = np.exp(fall)
+    state[MASS] *= scale
+    state[SECOND] *= scale
+    state[THIRD] *= scale
+    # Where the old mass vanishes so does its cross term, were it infinite.
+    state[CROSS] = state[CROSS] * scale if scale > 0 else 0.0
+    for k in range(len(powers)):
+        state[TILTED + k] *= np.exp(powers[k] * fall)
+    state[MAXIMUM] = top
+
+
+@numba.njit(error_model="numpy")
 def _add_other(beside, row, highest, state, others):  # type: ignore[no-untyped-def]
     """Add a block of the second model: its own running maximum and mass, and the cross term around a fixed centre."""
     peak = _maximum(beside)
@@ -173,12 +188,8 @@ def _update(logits, start, stop, offset, chosen, targets, powers, fast, state, g
             else:
                 old = state[i, MAXIMUM]
                 top = max(np.float32(old), highest)
-                scale = np.exp(old - top)
-                state[i, MASS] *= scale
-                state[i, SECOND] *= scale
-                state[i, THIRD] *= scale
-                # Where the old mass vanishes so does its cross term, were it infinite.
-                state[i, CROSS] = state[i, CROSS] * scale if scale > 0 else 0.0
+                if top > old:
+                    _rescale(state[i], powers, np.float64(top))
                 centre = np.float32(state[i, MEAN])
                 if highest > old + 2.0:
                     # The mean so far says nothing about a block that outweighs all before it: sum once to find it.
@@ -187,7 +198,6 @@ def _update(logits, start, stop, offset, chosen, targets, powers, fast, state, g
                 above, same, mass, first, second, third, tilted = _sums(row, top, centre, chosen[i])
                 greater[i] += np.int64(above)
                 ties[i] += np.int64(same)
-                state[i, MAXIMUM] = top
                 if mass != 0:  # NaN passes, and shows in the result
                     w, m1 = np.float64(mass), np.float64(first) / np.float64(mass)
                     m2, m3 = np.float64(second), np.float64(third)
@@ -195,8 +205,7 @@ def _update(logits, start, stop, offset, chosen, targets, powers, fast, state, g
                     _merge(state[i], w, np.float64(centre) + m1, m2 - w * m1 * m1, central)
                 for k in range(len(powers)):
                     power = np.float32(powers[k])
-                    add = np.float64(tilted[k]) if fast else np.float64(_tilted(row, top, power))
-                    state[i, TILTED + k] = state[i, TILTED + k] * np.exp(powers[k] * (old - top)) + add
+                    state[i, TILTED + k] += np.float64(tilted[k]) if fast else np.float64(_tilted(row, top, power))
             if other.shape[0]:
                 _add_other(other[i, a : min(a + _STEP, stop)], row, highest, state[i], others[i])
 
