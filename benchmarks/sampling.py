@@ -19,13 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from assay.models import DEFAULT, load_model
 from assay.watermark.adapters.transformers import _GumbelProcessor, for_transformers
 from assay.watermark.gumbel import unmarked_key
 from assay.watermark.keys import SecretKey, use_key
 
-BUNDLED = Path(__file__).resolve().parent.parent / "assay" / "models" / "default"
 HISTORY = 512
 NEW_TOKENS = 96
 
@@ -73,9 +73,10 @@ def step(rows: int, vocabulary: int, top_k: int | None, key: SecretKey, repeats:
 
 def load(folder: Path | None) -> tuple[str, torch.nn.Module]:
     """The model in a folder, by default the bundled one, and a random one of its size where that is missing."""
-    if folder is not None or (BUNDLED / "model.safetensors").exists():
-        chosen = folder if folder is not None else BUNDLED
-        return chosen.name, AutoModelForCausalLM.from_pretrained(chosen).eval()
+    if folder is not None:
+        return folder.name, load_model(folder)
+    if (DEFAULT / "model.safetensors").exists():
+        return "bundled model", load_model()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=2048,
@@ -103,7 +104,7 @@ def end_to_end(name: str, model: torch.nn.Module, rows: int, key: SecretKey, rep
     first, second, ratio = paired(
         lambda: model.generate(prompts, watermarking_config=for_transformers(key), **settings),
         lambda: model.generate(prompts, **settings),
-        repeats,
+        2 * repeats,
     )
     tokens = rows * NEW_TOKENS
     print(

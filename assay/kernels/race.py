@@ -214,6 +214,28 @@ def marked_winners(
     return out
 
 
+@numba.njit(cache=True, nogil=True)
+def _fill_one_hot(tokens, out):  # type: ignore[no-untyped-def]
+    for i in range(out.shape[0]):
+        out[i, :] = -np.inf
+        out[i, tokens[i]] = 0.0
+
+
+def one_hot(tokens: npt.NDArray[np.int64], log_weights: LogWeights) -> LogWeights:
+    """Log-weights of the same shape and type that leave each row its token: 0 there, -inf elsewhere.
+
+    Parameters
+    ----------
+    tokens
+        int64, shape (n,): one id in [0, V) per row.
+    log_weights
+        float32 or float64, shape (n, V): gives shape and type only.
+    """
+    out = np.empty(log_weights.shape, log_weights.dtype)
+    _fill_one_hot(tokens, out)
+    return out
+
+
 def _checked(log_weights: LogWeights, rows: int) -> LogWeights:
     shape = log_weights.shape
     if len(shape) != 2 or shape[1] == 0 or shape[0] != rows:

@@ -170,5 +170,13 @@ def test_rows_that_are_not_raced_are_not_looked_at() -> None:
         race.marked_winners(np.array([[-1, -1, 5], [5, 6, 7]]), -1, 2, KEY, log_weights[::-1])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_hot_leaves_its_token_only(dtype: type) -> None:
+    tokens = np.array([0, 6, 3])
+    got = race.one_hot(tokens, np.zeros((3, 7), dtype=dtype))
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(np.exp(got), np.eye(7)[tokens])
+
+
 def test_no_rows_give_no_winners() -> None:
     assert race.winners(np.empty((0, 8), dtype=np.uint32), np.empty((0, 5))).shape == (0,)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay._errors import GenerationError, MissingDependencyError, RevokedKeyError
+from assay.kernels import race
 from assay.watermark.gumbel import config_of, next_tokens_padded, unmarked_key
 from assay.watermark.keys import SecretKey, use_key
 
@@ -151,16 +152,16 @@ class _GumbelProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers i
         """One-hot scores, a fresh tensor of the shape, dtype and device of `scores`, which is (rows, V)."""
         if input_ids.ndim != 2:
             raise _continuous_batching_error()
+        log_weights = _as_array(scores)
         tokens = next_tokens_padded(
             input_ids.numpy(force=True),
-            _as_array(scores),
+            log_weights,
             pad_token_id=self._pad_token_id,
             prf_key=self._prf_key,
             window=self._window,
             unmarked=self._unmarked,
         )
-        index = torch.from_numpy(tokens[:, None])
-        return torch.full_like(scores, -torch.inf).scatter_(1, index.to(scores.device), 0.0)
+        return torch.from_numpy(race.one_hot(tokens, log_weights)).to(scores)
 
 
 def _as_array(scores: torch.Tensor) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
