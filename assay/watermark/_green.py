@@ -60,9 +60,21 @@ def green_chance(law: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) ->
     return min(1.0, (1.0 + 1.0 / bonus) * tilted)
 
 
+def last_kept(n: npt.ArrayLike, gamma: float, alpha: float) -> npt.NDArray[np.int64]:
+    """The largest green count that the exact test of level alpha does not reject, elementwise in n."""
+    # Not scipy's binom.isf, which goes through 1 - alpha and returns n for every alpha below 1e-16.
+    high = np.array(n, dtype=np.int64)
+    low = np.full_like(high, -1)
+    while np.any(high - low > 1):
+        middle = (low + high) // 2
+        enough = stats.binom.sf(middle, n, gamma) <= alpha
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return high
+
+
 def binomial_type2_error(n: int, gamma: float, chance: float, alpha: float) -> float:
     """Type II error of the exact test of n green indicators: gamma under H0, chance under H1."""
-    return float(stats.binom.cdf(stats.binom.isf(alpha, n, gamma), n, chance))
+    return float(stats.binom.cdf(last_kept(n, gamma, alpha), n, chance))
 
 
 def smallest_binomial(gamma: float, chance: float, alpha: float, beta: float, limit: int) -> int:
@@ -73,8 +85,9 @@ def smallest_binomial(gamma: float, chance: float, alpha: float, beta: float, li
     """
 
     def randomised(n: int) -> float:
-        last = stats.binom.isf(alpha, n, gamma)
-        spent = (alpha - stats.binom.sf(last, n, gamma)) / stats.binom.pmf(last, n, gamma)
+        last = int(last_kept(n, gamma, alpha))
+        edge = stats.binom.pmf(last, n, gamma)
+        spent = min(1.0, (alpha - stats.binom.sf(last, n, gamma)) / edge) if edge > 0.0 else 1.0
         return float(stats.binom.cdf(last, n, chance) - spent * stats.binom.pmf(last, n, chance))
 
     high = 1
@@ -88,7 +101,7 @@ def smallest_binomial(gamma: float, chance: float, alpha: float, beta: float, li
         low, high = (low, middle) if randomised(middle) <= beta else (middle, high)
     while True:
         lengths = np.arange(high, high + 64)
-        good = stats.binom.cdf(stats.binom.isf(alpha, lengths, gamma), lengths, chance) <= beta
+        good = stats.binom.cdf(last_kept(lengths, gamma, alpha), lengths, chance) <= beta
         if good.any():
             return high + int(np.argmax(good))
         high += 64

@@ -24,6 +24,7 @@ Test = Literal["ump", "race", "gumbel-model-aware", "gumbel-e-value", "gumbel-su
 TESTS: tuple[Test, ...] = get_args(Test)
 
 MAX_TOKENS = 10**9
+MIN_GUMBEL_BETA = 1e-6
 DRAWS = 4_000
 _NEVER = 1e-30  # tokens rarer than this do not occur among 10**9
 _NEGLIGIBLE = 50.0  # exp(-50) of a race's error is left out
@@ -102,8 +103,8 @@ def tokens_needed(
     Raises
     ------
     ValueError
-        If an argument is out of range, the token law has one atom only (no entropy, no watermark), or more than 10**9
-        tokens would be needed.
+        If an argument is out of range, beta is below 1e-6 for a Gumbel test, the token law has one atom only (no
+        entropy, no watermark), or more than 10**9 tokens would be needed.
 
     Notes
     -----
@@ -114,6 +115,12 @@ def tokens_needed(
     law, level, miss = check_law(token_law, "token_law"), check_level(alpha, "alpha"), check_level(beta, "beta")
     if np.count_nonzero(law) < 2:
         raise ValueError("token_law must have at least two tokens of positive probability: without entropy no mark.")
+
+    if known_test(test).startswith("gumbel") and miss < MIN_GUMBEL_BETA:
+        raise ValueError(
+            f"beta must be at least {MIN_GUMBEL_BETA} for {test!r}, got {beta}: "
+            "its Type II error is known to about 1e-7."
+        )
 
     def error_at(n: int) -> Type2:
         return type2_error(law, n, level, test, gamma=gamma, delta=delta, seed=seed)
@@ -166,14 +173,20 @@ def type2_error(
         return Type2(1.0 if kind != "gumbel-sum" else 1.0 - level, 0.0, "exact")
     if kind == "gumbel-sum":
         threshold = float(stats.gamma.isf(level, count))
-        return Type2(_scores.score_cdf(threshold, np.exp(log_p), shares, count), _scores.ERROR, "inversion")
+        return Type2(
+            _scores.score_cdf(threshold, np.exp(log_p), shares, count),
+            _scores.ERROR + _inversion.ROUNDING * count,
+            "inversion",
+        )
     table = _types.type_table(shares, count)
     if table is None:
         return _simulated_error(log_p, shares, count, level, kind, seed)
     counts, mass = table
     missed = conditional_type2_error(np.exp(log_p), counts, level, e_value=kind == "gumbel-e-value")
     dropped = max(0.0, 1.0 - math.fsum(mass))
-    return Type2(math.fsum(mass * missed) + dropped, dropped + _INVERSION_ERROR, "inversion")
+    return Type2(
+        math.fsum(mass * missed) + dropped, dropped + _INVERSION_ERROR + _inversion.ROUNDING * count, "inversion"
+    )
 
 
 def conditional_type2_error(

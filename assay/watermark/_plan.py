@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from assay.watermark import _scores
-from assay.watermark._green import green_chance
+from assay.watermark._green import green_chance, last_kept
 from assay.watermark._iid import Test, conditional_type2_error, known_test, sequence_loss
 from assay.watermark._laws import Floats, check_count, check_law, check_level
 
@@ -225,7 +225,7 @@ def _errors_given(p: Floats, green: Floats, alpha: float, test: Test, gamma: flo
         threshold = float(stats.gamma.isf(alpha, n))
         return np.array([_scores.score_cdf_given(threshold, row) for row in p])
     if test == "green-list":
-        last = int(stats.binom.isf(alpha, n, gamma))
+        last = int(last_kept(n, gamma, alpha))
         return np.array([_poisson_binomial_cdf(row, last) for row in green])
     tested = np.clip(p, _LOWEST, _HIGHEST)
     ones = np.ones(p.shape, dtype=np.int64)

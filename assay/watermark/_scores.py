@@ -15,7 +15,7 @@ from scipy import fft, special
 from assay.watermark._inversion import Complexes, quadrature
 from assay.watermark._laws import Floats
 
-ERROR = 1e-7  # absolute error of the probabilities
+ERROR = 1e-7  # absolute error of the probabilities, up to a million tokens
 
 _SHORT = 16
 _LATTICE = 2**15
@@ -126,5 +126,5 @@ def _long(s: float, a: Floats, log_c: Floats, m: Floats, *, mixture: bool) -> fl
     scaled = np.array([theta * s])
     second, third = 1.0 / scaled**2 + k2 / s**2, -2.0 / scaled**3 + k3 / s**3
     # No bend: a contour bent to the left meets exp(z (s - log a)), which explodes for rare tokens.
-    mass, _ = quadrature(log_ratio, scaled, second, third, bend=0.0)
+    mass, _ = quadrature(log_ratio, scaled, second, third, bend=0.0, tokens=float(m.sum()))
     return min(1.0, float(np.exp(scaled - np.log(scaled) + at_saddle + np.log(mass))[0]))

@@ -158,6 +158,21 @@ def test_green_list_count_is_the_first_that_suffices():
     assert all(missed(n) > 0.1 for n in range(1, found.tokens))
 
 
+def test_green_list_threshold_far_below_machine_precision():
+    # In 60 digits: the last count kept, at levels where scipy's inverse survival function returns n.
+    from assay.watermark._green import last_kept
+
+    n, gamma = 400, mpmath.mpf(1) / 4
+    with mpmath.workdps(60):
+        law = [mpmath.binomial(n, k) * gamma**k * (1 - gamma) ** (n - k) for k in range(n + 1)]
+        for alpha in (0.05, 1e-15, 1e-20, 1e-60, 1e-200):
+            kept = int(last_kept(n, 0.25, alpha))
+            assert mpmath.fsum(law[kept + 1 :]) <= alpha < mpmath.fsum(law[kept:])
+    few = power.tokens_needed([0.5, 0.5], 1e-20, 0.1, "green-list")
+    more = power.tokens_needed([0.5, 0.5], 1e-40, 0.1, "green-list")
+    assert few.tokens < more.tokens < 3 * few.tokens
+
+
 @pytest.mark.parametrize(
     ("d", "alpha", "n_ump", "n_race"),
     [
@@ -320,6 +335,7 @@ PROFILE = power.TextProfile(np.array([0.5, 0.5]))
         (lambda: power.tokens_needed([1.0], 0.1, 0.1), "at least two tokens"),
         (lambda: power.tokens_needed([0.5, 0.5], 0.0, 0.1), "alpha must be in"),
         (lambda: power.tokens_needed([0.5, 0.5], 0.1, 1.0), "beta must be in"),
+        (lambda: power.tokens_needed([0.5, 0.5], 0.1, 1e-7, "gumbel-sum"), "beta must be at least 1e-06"),
         (lambda: power.tokens_needed([0.5, 0.5], 0.1, 0.1, "sum"), "test must be one of"),
         (lambda: power.tokens_needed([0.5, 0.5], 0.1, 0.1, "green-list", gamma=1.0), "gamma must be in"),
         (lambda: power.tokens_needed([0.5, 0.5], 0.1, 0.1, "green-list", delta=0.0), "delta must be greater than 0"),
