@@ -239,7 +239,7 @@ def test_the_model_card_says_what_the_training_log_says() -> None:
         assert f"| {log[f'validation_{name}']} | {log[f'other_{name}']} |" in page, name
     for name in ("weights_sha256", "tokenizer_sha256"):
         assert log[name] in page, name
-    for name in ("layers", "width", "ffn", "positions", "batch", "context", "dropout", "seed"):
+    for name in ("layers", "width", "ffn", "batch", "context", "dropout", "seed"):
         assert re.search(rf"\b{re.escape(str(log['settings'][name]))}\b", page), name
 
 
