@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-all lint docs bench clean
+.PHONY: demo test test-all test-gpu lint docs bench bench-gpu clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(STAMP) lint  ## every test but the slow Monte-Carlo ones
 test-all: $(STAMP) lint
 	$(BIN)/python -m pytest -q -n 2
 
+test-gpu: $(STAMP)  ## the Triton kernels on the card, where there is one
+	$(BIN)/python -m pytest -q tests/kernels
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,6 +36,13 @@ bench: $(STAMP)  ## CPU benchmarks; each prints ratios measured in one run
 	$(BIN)/python benchmarks/detection.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/scoring_cpu.py
+	$(BIN)/python benchmarks/corpus_scoring.py
+	$(BIN)/python benchmarks/ump_tokens.py
+
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu_scoring.py
+	$(BIN)/python benchmarks/gpu_sampling.py
 
 clean:
 	rm -rf $(VENV) site build dist *.egg-info

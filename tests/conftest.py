@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Two test processes on two cores: more threads in each would only fight.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import gzip
 import hashlib
 from collections.abc import Callable
