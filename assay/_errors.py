@@ -1,4 +1,4 @@
-"""The errors that Assay raises on bad input. Each message names the argument, what is accepted, what came, what to do."""
+"""The errors that Assay raises on bad input: the argument, what is accepted, what came, what to do."""
 
 from __future__ import annotations
 

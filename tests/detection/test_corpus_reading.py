@@ -19,7 +19,7 @@ from assay.detection.corpus.reading import Columns, Document, Reject, Row, read
 from assay.detection.corpus.shards import Shard, cut
 from assay.detection.corpus.sources import find_inputs
 
-TEXTS = [f"text {i} é \U0001f600\n\t\"" for i in range(50)]
+TEXTS = [f'text {i} é \U0001f600\n\t"' for i in range(50)]
 PRIVATE = "PRIVATE-CONTENT"
 
 

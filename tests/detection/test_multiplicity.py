@@ -32,9 +32,7 @@ def q_values_by_definition(log_p: list[float]) -> list[float]:
         context.prec = 60
         p = [Decimal(value).exp() for value in log_p]
         n = len(p)
-        return [
-            float(min(Decimal(1), *(n * pj / sum(pk <= pj for pk in p) for pj in p if pj >= pi)).ln()) for pi in p
-        ]
+        return [float(min(Decimal(1), *(n * pj / sum(pk <= pj for pk in p) for pj in p if pj >= pi)).ln()) for pi in p]
 
 
 def rejected_by_step_up(p: np.ndarray, alpha: float) -> set[int]:

@@ -242,7 +242,7 @@ def test_continuous_batching_is_refused(make_tiny_model: Callable[..., Any], mak
     settings = GenerationConfig(do_sample=True, max_new_tokens=3, watermarking_config=mark)
     with pytest.raises(GenerationError, match="continuous batching"):
         model.generate_batch([[3, 4, 5]], generation_config=settings)
-    with pytest.raises(ValueError, match="continuous batching|Invalid `cache_implementation`"):  # 5.x; 4.57
+    with pytest.raises(ValueError, match=r"continuous batching|Invalid `cache_implementation`"):  # 5.x; 4.57
         generate(model, prompts(1), make_key(window=window), cache_implementation="paged")
     processor = _GumbelProcessor(use_key(make_key()), window, unmarked_key(b""), None)
     with pytest.raises(GenerationError, match="continuous batching"):

@@ -203,9 +203,7 @@ def shard_schema() -> Any:
     return pa.schema(list(zip(COLUMNS, kinds, strict=True)))
 
 
-def write_shard(
-    shard: Shard, columns: dict[str, Any], rejects: Sequence[Reject], folder: Path
-) -> ShardRecord:
+def write_shard(shard: Shard, columns: dict[str, Any], rejects: Sequence[Reject], folder: Path) -> ShardRecord:
     """Write a shard's results and rejects, whole or not at all, and describe them for the manifest."""
     import pyarrow as pa
     from pyarrow import parquet
