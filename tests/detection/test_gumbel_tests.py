@@ -36,7 +36,11 @@ def marked_text(key: SecretKey, n: int, concentration: float, seed: int) -> tupl
         law = rng.dirichlet(np.full(200, concentration))
         token = int(
             next_tokens(
-                [np.array(history)], law[None], prf_key=use_key(key), window=window, unmarked=unmarked_key(b"t")
+                [np.array(history)],
+                np.log(np.maximum(law, 1e-300))[None],
+                prf_key=use_key(key),
+                window=window,
+                unmarked=unmarked_key(b"t"),
             )[0]
         )
         history.append(token)
