@@ -235,8 +235,8 @@ def test_the_model_card_says_what_the_training_log_says() -> None:
     page = (DOCS / "explanation" / "model-card.md").read_text(encoding="utf-8")
     for name in ("parameters", "steps", "tokens"):
         assert f"{log[name]:,}" in page, name
-    for name in ("bits_per_char", "bits_per_token"):
-        assert f"| {log[f'validation_{name}']} | {log[f'other_{name}']} |" in page, name
+    for name in ("bits_per_char", "bits_per_token", "chars_per_token"):
+        assert f"| {log[f'validation_{name}']} |" in page, name
     for name in ("weights_sha256", "tokenizer_sha256"):
         assert log[name] in page, name
     for name in ("layers", "width", "ffn", "batch", "context", "dropout", "seed"):

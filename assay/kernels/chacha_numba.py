@@ -9,11 +9,12 @@ from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]  # ships no types
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from assay.kernels.chacha import _COLUMNS_THEN_DIAGONALS, Words, context_groups
+from assay.kernels.chacha import _COLUMNS_THEN_DIAGONALS, PAD, Words, context_groups
 
 LANES = 16
 _WORD = ir.IntType(32)
@@ -135,6 +136,74 @@ def _subkeys(use_key, groups, out):  # type: ignore[no-untyped-def]
                 out[start + j, 4 + i] = x[12 + i, j]
 
 
+@numba.njit(inline="always")
+def _initial_word(word, keys, row, block, stream, aux):  # type: ignore[no-untyped-def]
+    """State word `word` before the rounds, which the block adds to the one after; `keys[row]` is the block's key."""
+    if word >= 4 and word < 12:
+        return keys[row, word - 4]
+    if word == 0:
+        return np.uint32(0x61707865)
+    if word == 1:
+        return np.uint32(0x3320646E)
+    if word == 2:
+        return np.uint32(0x79622D32)
+    if word == 3:
+        return np.uint32(0x6B206574)
+    if word == 12:
+        return block
+    if word == 13:
+        return np.uint32(0)
+    if word == 14:
+        return stream
+    return aux
+
+
+@numba.njit(cache=True, nogil=True)
+def _words_of(use_key, ids, positions, window, stream, aux, out):  # type: ignore[no-untyped-def]
+    n = positions.shape[0]
+    depth = max(1, (window + 3) // 4)
+    x = np.empty((16, LANES), np.uint32)
+    keys = np.empty((LANES, 8), np.uint32)
+    for start in range(0, n, LANES):
+        width = min(LANES, n - start)
+        for i in range(8):
+            _fill(x, 4 + i, use_key[i])
+        for g in range(depth):
+            if g > 0:
+                for i in range(4):
+                    for j in range(LANES):
+                        x[4 + i, j] = x[i, j]
+                        x[8 + i, j] = x[12 + i, j]
+            _constants(x)
+            unused = 4 - min(4, window - 4 * g)
+            for i in range(unused):
+                _fill(x, 12 + i, PAD)
+            for j in range(LANES):
+                first = positions[start + min(j, width - 1)] - window + 4 * g - unused
+                for i in range(unused, 4):
+                    x[12 + i, j] = ids[first + i]
+            _rounds(x)
+        for j in range(LANES):
+            for i in range(4):
+                keys[j, i] = x[i, j]
+                keys[j, 4 + i] = x[12 + i, j]
+        for i in range(4):
+            for j in range(LANES):
+                x[4 + i, j] = x[i, j]
+                x[8 + i, j] = x[12 + i, j]
+        _constants(x)
+        for j in range(LANES):
+            x[12, j] = ids[positions[start + min(j, width - 1)]] >> np.uint32(4)
+        _fill(x, 13, np.uint32(0))
+        _fill(x, 14, stream)
+        _fill(x, 15, aux)
+        _rounds(x)
+        for j in range(width):
+            token = ids[positions[start + j]]
+            word = token & np.uint32(15)
+            out[start + j] = x[word, j] + _initial_word(word, keys, j, token >> np.uint32(4), stream, aux)
+
+
 @numba.njit(cache=True, nogil=True)
 def _words_at(keys, candidates, stream, aux, out):  # type: ignore[no-untyped-def]
     n = candidates.shape[0]
@@ -154,25 +223,7 @@ def _words_at(keys, candidates, stream, aux, out):  # type: ignore[no-untyped-de
         for j in range(width):
             row = start + j
             word = candidates[row] & np.uint32(15)
-            if word < 4:
-                first = np.uint32(0x61707865)
-                if word == 1:
-                    first = np.uint32(0x3320646E)
-                elif word == 2:
-                    first = np.uint32(0x79622D32)
-                elif word == 3:
-                    first = np.uint32(0x6B206574)
-            elif word < 12:
-                first = keys[row, word - 4]
-            elif word == 12:
-                first = candidates[row] >> np.uint32(4)
-            elif word == 13:
-                first = np.uint32(0)
-            elif word == 14:
-                first = stream
-            else:
-                first = aux
-            out[row] = x[word, j] + first
+            out[row] = x[word, j] + _initial_word(word, keys, row, candidates[row] >> np.uint32(4), stream, aux)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -222,6 +273,15 @@ def words_at(use_key: Words, contexts: Words, candidates: Words, stream: int = 0
     """As `chacha.words_at`."""
     out = np.empty(len(candidates), dtype=np.uint32)
     _words_at(subkeys(use_key, contexts), candidates, np.uint32(stream), np.uint32(aux), out)
+    return out
+
+
+def words_of(
+    use_key: Words, ids: Words, positions: npt.NDArray[np.int64], window: int, stream: int = 0, aux: int = 0
+) -> Words:
+    """As `prf.words_of`: contexts are read where they lie, and no subkey is written to memory."""
+    out = np.empty(len(positions), dtype=np.uint32)
+    _words_of(use_key, ids, positions, window, np.uint32(stream), np.uint32(aux), out)
     return out
 
 

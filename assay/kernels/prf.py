@@ -36,6 +36,48 @@ def words_at(
     return chacha.words_at(use_key, contexts, candidates, stream, aux)
 
 
+def words_of(
+    use_key: Words,
+    ids: Words,
+    positions: npt.NDArray[np.int64],
+    window: int,
+    *,
+    stream: int = 0,
+    aux: int = 0,
+    backend: Backend = "auto",
+) -> Words:
+    """The PRF word of each token ids[p], p in positions, in the context of the `window` tokens before it.
+
+    Parameters
+    ----------
+    use_key
+        uint32, shape (8,).
+    ids
+        uint32, shape (n,).
+    positions
+        int64, shape (k,), each in [window, n).
+    window
+        Context width, >= 1.
+
+    Returns
+    -------
+    uint32, shape (k,).
+    """
+    if len(positions) and not (window <= positions.min() and positions.max() < len(ids)):
+        raise ValueError(f"positions must be in [{window}, {len(ids)}), got {positions.min()} to {positions.max()}.")
+    if _use_numba(backend, 2 * len(positions)):
+        from assay.kernels import chacha_numba
+
+        return chacha_numba.words_of(use_key, ids, positions, window, stream, aux)
+    words = np.empty(len(positions), dtype=np.uint32)
+    step = 1 << 16  # a piece of the contexts at a time bounds memory on documents of any length
+    for start in range(0, len(positions), step):
+        chosen = positions[start : start + step]
+        contexts = np.lib.stride_tricks.sliding_window_view(ids, window)[chosen - window]
+        words[start : start + step] = chacha.words_at(use_key, contexts, ids[chosen], stream, aux)
+    return words
+
+
 def expand(
     use_key: Words, contexts: Words, vocabulary: int, *, stream: int = 0, aux: int = 0, backend: Backend = "auto"
 ) -> Words:

@@ -160,14 +160,7 @@ def scan(
         uint32, shape (k,).
     """
     positions = np.flatnonzero(first_occurrences(ids, offsets, window + 1))
-    words = np.empty(len(positions), dtype=np.uint32)
-    views = np.lib.stride_tricks.sliding_window_view(ids, window) if len(ids) >= window else None
-    step = 1 << 20  # a million contexts at a time bounds memory on documents of any length
-    for start in range(0, len(positions), step):
-        chosen = positions[start : start + step]
-        assert views is not None  # a counted position has a full context before it  # noqa: S101
-        words[start : start + step] = prf.words_at(prf_key, views[chosen - window], ids[chosen], backend=backend)
-    return positions, words
+    return positions, prf.words_of(prf_key, ids, positions, window, backend=backend)
 
 
 def sum_scores(words: Words) -> Scores:

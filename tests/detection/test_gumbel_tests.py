@@ -141,7 +141,7 @@ def test_batch_equals_single_bit_for_bit(make_key: MakeKey, zipf_ids: Callable[[
         assert batch.n_repeats_dropped[i] == single.n_repeats_dropped
 
 
-@pytest.mark.parametrize("window", [1, 2, 4, 7])
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 8, 9])
 def test_backends_agree(window: int, make_key: MakeKey, zipf_ids: Callable[[int, int], np.ndarray]) -> None:
     key = make_key(0, window)
     ids = zipf_ids(333, 9)
