@@ -39,12 +39,12 @@ TEMPERATURE = 0.8
 TOP_P = 0.95
 NEW_TOKENS = 220
 EDITS: tuple[tuple[Edit, float, str], ...] = (
-    ("substitute", 0.1, "10 % of tokens substituted"),
-    ("substitute", 0.3, "30 % of tokens substituted"),
+    ("substitute", 0.1, "10 % of tokens replaced"),
+    ("substitute", 0.3, "30 % of tokens replaced"),
     ("delete", 0.1, "10 % of tokens deleted"),
     ("delete", 0.3, "30 % of tokens deleted"),
-    ("insert", 0.1, "10 % random tokens inserted"),
-    ("insert", 0.3, "30 % random tokens inserted"),
+    ("insert", 0.1, "10 % of tokens inserted"),
+    ("insert", 0.3, "30 % of tokens inserted"),
 )
 
 
