@@ -29,7 +29,7 @@ def detect(
         typer.Argument(
             metavar="PATH...",
             help="Without --out: one text file, or - for stdin. With it: files, folders, patterns "
-            "(.txt, .jsonl, .ndjson, also .gz and .zst, .parquet).",
+            "(.txt, .jsonl, .ndjson, .jsonl.gz, .jsonl.zst, .parquet).",
         ),
     ],
     *,
@@ -166,7 +166,7 @@ def _show_summary(summary: RunSummary, *, as_json: bool) -> None:
         write_json(summary.to_dict())
         return
     typer.echo(
-        f"{summary.documents:,} documents tested, {summary.flagged:,} flagged at a false discovery rate of "
+        f"{summary.documents:,} documents read, {summary.flagged:,} flagged at a false discovery rate of "
         f"{summary.fdr:.3g}."
     )
     if summary.rejects:

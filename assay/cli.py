@@ -43,4 +43,8 @@ def _options(
 
 def main() -> None:
     """Entry point of the `assay` command."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise SystemExit(130) from None

@@ -94,6 +94,8 @@ def run(out: Path, *, model: str | None = None, seed: int = 0, say: Callable[[st
         Called with one line per step.
     """
     began = time.perf_counter()
+    # First, so that a place that cannot be written is known before any work is done.
+    out.mkdir(parents=True, exist_ok=True)
     say("making a watermark key and a signing key")
     keyring = Keyring.in_memory()
     key = keyring.new("tour-key", GumbelConfig())

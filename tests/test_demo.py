@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from typer.testing import CliRunner
 
 from assay import demo
+from assay.cli import app
 from assay.report import verify
 
 
@@ -15,6 +19,14 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> demo.Tour:
 
 def by_id(tour: demo.Tour, prefix: str) -> list[demo.Finding]:
     return [finding for finding in tour.findings if finding.exhibit.doc_id.startswith(prefix)]
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "file")])
+    assert done.exit_code == 1
+    assert "File exists" in done.stderr
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_marked_texts_are_found(tour: demo.Tour) -> None:

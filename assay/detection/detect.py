@@ -156,7 +156,13 @@ def _keys(key: Any) -> list[SecretKey]:
             "key must be a SecretKey, a Keyring or several SecretKeys, got a string. "
             "Look the key up first: Keyring.open(path, passphrase=...)[key_id]."
         )
-    keys = list(key.for_detection()) if isinstance(key, DetectionKeys) else list(key)
+    if isinstance(key, DetectionKeys):
+        keys = list(key.for_detection())
+    elif isinstance(key, Iterable):
+        # One key named twice is one hypothesis, not two to correct for.
+        keys = list(dict.fromkeys(key))
+    else:
+        raise ValueError(f"key must be a SecretKey, a Keyring or several SecretKeys, got {type(key).__name__}.")
     if not keys:
         raise ValueError("key names no key to test: the keyring has no active or retired watermark key. Add one first.")
     for one in keys:
@@ -181,14 +187,19 @@ def _token_ids(
     if isinstance(text, (bytes, bytearray)):
         text = decode_text(bytes(text))
     if not isinstance(text, str):
+        if not isinstance(text, Iterable) or isinstance(text, (dict, set)):
+            raise ValueError(f"{name} must be a string, UTF-8 bytes or token ids, got {type(text).__name__}.")
         try:
-            return watermark.token_ids(text), None
+            return watermark.token_ids(np.asarray(text)), None
         except ValueError as error:
             raise ValueError(str(error).replace("tokens must be", f"{name} must be", 1)) from None
     if tokenizer is None:
         tokenizer = getattr(scorer, "tokenizer", None)
     if tokenizer is None and isinstance(model, (str, os.PathLike)):
         tokenizer = model
+    if tokenizer is None and model is not None:
+        # A model loaded by transformers remembers the folder or hub id, where its tokenizer is too.
+        tokenizer = getattr(getattr(scorer, "model", model), "name_or_path", None) or None
     if tokenizer is None and model is not None:
         raise ValueError(f"tokenizer must be given with a loaded model to test {name} as a string. Or pass token ids.")
     loaded = load_tokenizer(tokenizer)

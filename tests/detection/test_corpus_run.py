@@ -528,4 +528,4 @@ def test_progress_on_a_terminal(tmp_path: Path, command: Callable[..., Any]) -> 
     text = shown.decode()
     assert "200 documents" in text
     assert "100%" in text
-    assert "200 documents tested, 0 flagged at a false discovery rate of 0.01." in text
+    assert "200 documents read, 0 flagged at a false discovery rate of 0.01." in text

@@ -176,6 +176,26 @@ def test_a_revoked_key_says_so(make_key: MakeKey) -> None:
     assert any("was revoked (2026-01-02" in line for line in assay.detect(range(9), key).assumptions)
 
 
+def test_a_key_named_twice_is_one_key(make_key: MakeKey) -> None:
+    ids = range(40)
+    assert assay.detect(ids, [make_key(0), make_key(0)]) == assay.detect(ids, make_key(0))
+
+
+def test_a_loaded_model_brings_its_tokenizer(make_key: MakeKey, human_text: str) -> None:
+    from assay.models import load_model
+
+    loaded = assay.detect(human_text[:600], make_key(0), model=load_model())
+    assert loaded.log_pvalue == assay.detect(human_text[:600], make_key(0), model="default").log_pvalue
+
+
+@pytest.mark.parametrize("text", [None, 5, {"text": "a"}])
+def test_what_is_no_text_is_named(text: object, make_key: MakeKey) -> None:
+    with pytest.raises(ValueError, match="text must be a string, UTF-8 bytes or token ids, got"):
+        assay.detect(text, make_key(0))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="key must be a SecretKey"):
+        assay.detect("text", None)  # type: ignore[arg-type]
+
+
 def test_options_that_make_no_sense(make_key: MakeKey) -> None:
     with pytest.raises(ValueError, match="test must be"):
         assay.detect([1], make_key(0), test="magic")  # type: ignore[arg-type]

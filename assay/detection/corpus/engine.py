@@ -140,6 +140,8 @@ def run(
     _check_options(fdr, shard_rows, shard_characters)
     count = _worker_count(workers)
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"out must be a folder, {str(out)!r} is a file. Name another place for the results.")
     plan = _Plan(
         keys=_chosen(keys),
         tokenizer=load_tokenizer(tokenizer),

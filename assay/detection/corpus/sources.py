@@ -25,7 +25,7 @@ SUFFIXES: dict[str, Format] = {
 }
 """File name endings (case does not matter) and how such a file is read."""
 
-_ACCEPTED = ".txt, .jsonl or .ndjson (also .gz, .zst, .zstd), .parquet"
+_ACCEPTED = ".txt, .jsonl, .ndjson, .jsonl.gz, .jsonl.zst (also .ndjson.gz and so on), .parquet"
 
 
 @dataclass(frozen=True, slots=True)
