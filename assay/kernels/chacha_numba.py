@@ -35,7 +35,7 @@ def _rotate_left(builder: Any, value: Any, count: int) -> Any:
 
 
 @intrinsic
-def _rounds(typingctx, x):  # type: ignore[no-untyped-def]
+def _rounds(typingctx, x):
     """Twenty ChaCha rounds on x, uint32, shape (16, LANES), C order, in place.
 
     Written as vector code because LLVM keeps a numba array in memory: here each state word of the LANES blocks is one
@@ -43,7 +43,7 @@ def _rounds(typingctx, x):  # type: ignore[no-untyped-def]
     the processor's registers are narrower.
     """
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointers = _rows(context, builder, signature.args[0], args[0])
         state = [cgutils.alloca_once(builder, _VECTOR) for _ in range(16)]
         for pointer, slot in zip(pointers, state, strict=True):
@@ -64,13 +64,13 @@ def _rounds(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _transpose(typingctx, x):  # type: ignore[no-untyped-def]
+def _transpose(typingctx, x):
     """Transpose x, uint32, shape (16, LANES), C order, in place: from one row per state word to one row per block.
 
     Four rounds of exchanges between rows `step` apart, each a pair of shuffles.
     """
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointers = _rows(context, builder, signature.args[0], args[0])
         rows = [builder.load(pointer, align=4) for pointer in pointers]
         for step in (1, 2, 4, 8):
@@ -90,19 +90,19 @@ def _transpose(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _add(x, row, word):  # type: ignore[no-untyped-def]
+def _add(x, row, word):
     for j in range(LANES):
         x[row, j] += word
 
 
 @numba.njit(inline="always")
-def _fill(x, row, word):  # type: ignore[no-untyped-def]
+def _fill(x, row, word):
     for j in range(LANES):
         x[row, j] = word
 
 
 @numba.njit(inline="always")
-def _constants(x):  # type: ignore[no-untyped-def]
+def _constants(x):
     _fill(x, 0, np.uint32(0x61707865))
     _fill(x, 1, np.uint32(0x3320646E))
     _fill(x, 2, np.uint32(0x79622D32))
@@ -110,7 +110,7 @@ def _constants(x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _subkeys(use_key, groups, out):  # type: ignore[no-untyped-def]
+def _subkeys(use_key, groups, out):
     n, depth, _ = groups.shape
     x = np.empty((16, LANES), np.uint32)
     for start in range(0, n, LANES):
@@ -137,7 +137,7 @@ def _subkeys(use_key, groups, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _initial_word(word, keys, row, block, stream, aux):  # type: ignore[no-untyped-def]
+def _initial_word(word, keys, row, block, stream, aux):
     """State word `word` before the rounds, which the block adds to the one after; `keys[row]` is the block's key."""
     if word >= 4 and word < 12:
         return keys[row, word - 4]
@@ -159,7 +159,7 @@ def _initial_word(word, keys, row, block, stream, aux):  # type: ignore[no-untyp
 
 
 @numba.njit(cache=True, nogil=True)
-def _words_of(use_key, ids, positions, window, stream, aux, out):  # type: ignore[no-untyped-def]
+def _words_of(use_key, ids, positions, window, stream, aux, out):
     n = positions.shape[0]
     depth = max(1, (window + 3) // 4)
     x = np.empty((16, LANES), np.uint32)
@@ -205,7 +205,7 @@ def _words_of(use_key, ids, positions, window, stream, aux, out):  # type: ignor
 
 
 @numba.njit(cache=True, nogil=True)
-def _words_at(keys, candidates, stream, aux, out):  # type: ignore[no-untyped-def]
+def _words_at(keys, candidates, stream, aux, out):
     n = candidates.shape[0]
     x = np.empty((16, LANES), np.uint32)
     for start in range(0, n, LANES):
@@ -227,7 +227,7 @@ def _words_at(keys, candidates, stream, aux, out):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _keystream(key, first_block, stream, aux, x):  # type: ignore[no-untyped-def]
+def _keystream(key, first_block, stream, aux, x):
     """Blocks first_block .. first_block + LANES - 1 of one key into x, shape (LANES, 16): keystream words in order."""
     _constants(x)
     for i in range(8):
@@ -252,7 +252,7 @@ def _keystream(key, first_block, stream, aux, x):  # type: ignore[no-untyped-def
 
 
 @numba.njit(cache=True, nogil=True)
-def _expand(keys, vocabulary, stream, aux, out):  # type: ignore[no-untyped-def]
+def _expand(keys, vocabulary, stream, aux, out):
     tile = np.empty((LANES, 16), np.uint32)
     words = tile.reshape(16 * LANES)
     for row in range(keys.shape[0]):

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True)
-def mark_first(ids, offsets, width, table, first):  # type: ignore[no-untyped-def]
+def mark_first(ids, offsets, width, table, first):
     """Set first[i] where the n-gram that ends at i is new in its document; `table` is scratch space."""
     for d in range(offsets.shape[0] - 1):
         start, stop = offsets[d], offsets[d + 1]

@@ -28,18 +28,18 @@ _MARGIN = np.float32(1e-3)
 
 
 @numba.njit(inline="always")
-def _log2_weight(row, peak, v):  # type: ignore[no-untyped-def]
+def _log2_weight(row, peak, v):
     return np.float32(row[v] - peak) * _LOG2_E
 
 
 @numba.njit(inline="always")
-def _log2_below(bits):  # type: ignore[no-untyped-def]
+def _log2_below(bits):
     """A lower bound of log2 of a float in (0, 1): its bits, read as an integer, are linear between powers of two."""
     return np.float32(bits) * np.float32(2.0**-23) - np.float32(127.0)
 
 
 @numba.njit(cache=True, nogil=True)
-def _peak(row):  # type: ignore[no-untyped-def]
+def _peak(row):
     """The largest value; NaN if one is NaN or +inf, or all are -inf."""
     # One maximum per lane: a single one would be a chain of comparisons, which LLVM may not reorder.
     lanes = np.full(64, -np.inf, row.dtype)
@@ -57,7 +57,7 @@ def _peak(row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _race(key, row):  # type: ignore[no-untyped-def]
+def _race(key, row):
     """The winner of one row's race; -1 where the row cannot be drawn from."""
     tile = np.empty((LANES, 16), np.uint32)
     words = tile.reshape(_TILE)
@@ -99,7 +99,7 @@ def _race(key, row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _winners(keys, log_weights, out):  # type: ignore[no-untyped-def]
+def _winners(keys, log_weights, out):
     """Winners of the rows of `out` that are not UNMARKED already; returns how many rows cannot be drawn from."""
     unusable = 0
     for i in range(log_weights.shape[0]):
@@ -110,7 +110,7 @@ def _winners(keys, log_weights, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _context_is_new(row, start, window):  # type: ignore[no-untyped-def]
+def _context_is_new(row, start, window):
     """Whether `window` tokens stand from `start` on, the last of which have not been followed by a token before."""
     n = row.shape[0]
     if n - start < window:
@@ -125,7 +125,7 @@ def _context_is_new(row, start, window):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _marked_winners(ids, pad, window, prf_key, log_weights, out):  # type: ignore[no-untyped-def]
+def _marked_winners(ids, pad, window, prf_key, log_weights, out):
     rows, n = ids.shape
     groups = np.full((rows, (window + 3) // 4, 4), PAD)
     for i in range(rows):
@@ -215,7 +215,7 @@ def marked_winners(
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill_one_hot(tokens, out):  # type: ignore[no-untyped-def]
+def _fill_one_hot(tokens, out):
     for i in range(out.shape[0]):
         out[i, :] = -np.inf
         out[i, tokens[i]] = 0.0

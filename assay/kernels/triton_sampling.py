@@ -21,7 +21,7 @@ _BLOCKS = 128  # ChaCha blocks per program, one per thread: 2048 candidates
 
 
 @triton.jit
-def _quarter(a, b, c, d):  # type: ignore[no-untyped-def]
+def _quarter(a, b, c, d):
     a += b
     d ^= a
     d = (d << 16) | (d >> 16)
@@ -38,7 +38,7 @@ def _quarter(a, b, c, d):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _double_round(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15):  # type: ignore[no-untyped-def]
+def _double_round(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15):
     x0, x4, x8, x12 = _quarter(x0, x4, x8, x12)
     x1, x5, x9, x13 = _quarter(x1, x5, x9, x13)
     x2, x6, x10, x14 = _quarter(x2, x6, x10, x14)
@@ -51,7 +51,7 @@ def _double_round(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x1
 
 
 @triton.jit
-def _permute(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15):  # type: ignore[no-untyped-def]
+def _permute(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15):
     for _ in tl.static_range(10):
         x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15 = _double_round(
             x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15
@@ -60,13 +60,13 @@ def _permute(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x1
 
 
 @triton.jit
-def _word(pointer):  # type: ignore[no-untyped-def]
+def _word(pointer):
     # Tensors carry words as int32, because torch lacks arithmetic on uint32; the bits are the same.
     return tl.load(pointer).to(tl.uint32, bitcast=True)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def subkeys_kernel(use_key, groups, out, rows, depth, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def subkeys_kernel(use_key, groups, out, rows, depth, BLOCK: tl.constexpr):
     """HChaCha20 cascade over each row's context groups, one row per lane: int32 (rows, depth, 4) to int32 (rows, 8)."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
@@ -111,7 +111,7 @@ def subkeys_kernel(use_key, groups, out, rows, depth, BLOCK: tl.constexpr):  # t
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _keystream(key, first, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _keystream(key, first, BLOCKS: tl.constexpr):
     """Words of blocks first .. first + BLOCKS - 1 of one key, nonce zero, as uint32 (BLOCKS, 16)."""
     zero = tl.zeros((BLOCKS,), tl.uint32)
     counter = (first + tl.arange(0, BLOCKS)).to(tl.uint32)
@@ -157,7 +157,7 @@ def _keystream(key, first, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _log2(x, FAST: tl.constexpr):  # type: ignore[no-untyped-def]
+def _log2(x, FAST: tl.constexpr):
     if FAST:
         # The hardware's logarithm: tl.log2 is a polynomial that costs more than the cipher. No argument is subnormal,
         # so flushing (ftz) changes nothing and saves the rescaling around it.
@@ -168,7 +168,7 @@ def _log2(x, FAST: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def sampling_kernel(  # type: ignore[no-untyped-def]
+def sampling_kernel(
     keys,
     logits,
     best_score,

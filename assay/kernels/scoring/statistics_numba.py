@@ -25,7 +25,7 @@ _LN2_LOW = np.float32(-2.12194440e-4)
 
 
 @numba.njit(fastmath={"contract"}, error_model="numpy")
-def _exp(x):  # type: ignore[no-untyped-def]
+def _exp(x):
     """Exp of a float32 in [-87, 0] to about one unit in the last place (Cephes expf); NaN stays NaN."""
     n = np.floor(x * _LOG2E + np.float32(0.5))
     r = x - n * _LN2_HIGH - n * _LN2_LOW
@@ -44,11 +44,11 @@ def _widened(row: Any, scratch: Any) -> Any:
 
 
 @overload(_widened)
-def _widened_by_type(row, scratch):  # type: ignore[no-untyped-def]
+def _widened_by_type(row, scratch):
     if row.dtype == numba.float32:
         return lambda row, scratch: row
 
-    def widen(row, scratch):  # type: ignore[no-untyped-def]
+    def widen(row, scratch):
         bits = scratch.view(np.uint32)
         for j in range(row.shape[0]):
             bits[j] = np.uint32(row[j]) << np.uint32(16)
@@ -58,7 +58,7 @@ def _widened_by_type(row, scratch):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy")
-def _maximum(row):  # type: ignore[no-untyped-def]
+def _maximum(row):
     """Largest entry; a NaN with the sign bit clear counts as larger than inf, so that it shows."""
     best = np.int32(-2147483648)
     for j in range(row.shape[0]):
@@ -71,7 +71,7 @@ def _maximum(row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
-def _sums(row, top, centre, chosen):  # type: ignore[no-untyped-def]
+def _sums(row, top, centre, chosen):
     """Sums of e u^k with u = l - centre, counts against `chosen`, and sums of e^(1 - s) at the default tilts s."""
     shift = top - centre
     first = second = third = np.float32(0)
@@ -107,7 +107,7 @@ def _sums(row, top, centre, chosen):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
-def _tilted(row, top, power):  # type: ignore[no-untyped-def]
+def _tilted(row, top, power):
     total = np.float32(0)
     for j in range(row.shape[0]):
         d = power * (row[j] - top)
@@ -117,7 +117,7 @@ def _tilted(row, top, power):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
-def _crossed(row, other, top, centre):  # type: ignore[no-untyped-def]
+def _crossed(row, other, top, centre):
     """Sum of e times the second model's logit, where e is not 0."""
     total = np.float32(0)
     for j in range(row.shape[0]):
@@ -128,7 +128,7 @@ def _crossed(row, other, top, centre):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy")
-def _merge(state, mass, mean, second, third):  # type: ignore[no-untyped-def]
+def _merge(state, mass, mean, second, third):
     """Add a group of given mass, mean and central sums of order two and three to the totals."""
     total = state[MASS] + mass
     delta = mean - state[MEAN] if state[MASS] > 0 else 0.0
@@ -144,7 +144,7 @@ def _merge(state, mass, mean, second, third):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy")
-def _rescale(state, powers, top):  # type: ignore[no-untyped-def]
+def _rescale(state, powers, top):
     """Express the totals in terms of a larger maximum."""
     fall = state[MAXIMUM] - top
     scale = np.exp(fall)
@@ -159,7 +159,7 @@ def _rescale(state, powers, top):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy")
-def _add_other(beside, row, highest, state, others):  # type: ignore[no-untyped-def]
+def _add_other(beside, row, highest, state, others):
     """Add a block of the second model: its own running maximum and mass, and the cross term around a fixed centre."""
     peak = _maximum(beside)
     if peak > -np.inf or peak != peak:
@@ -173,7 +173,7 @@ def _add_other(beside, row, highest, state, others):  # type: ignore[no-untyped-
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _update(logits, start, stop, offset, chosen, targets, powers, fast, state, greater, ties, seen, other, others):  # type: ignore[no-untyped-def]
+def _update(logits, start, stop, offset, chosen, targets, powers, fast, state, greater, ties, seen, other, others):
     """Add columns [start, stop) of `logits`, candidates offset, offset + 1, ..., to the totals of every row."""
     scratch = np.empty(_STEP, np.float32)
     for i in range(logits.shape[0]):

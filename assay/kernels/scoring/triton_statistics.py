@@ -20,7 +20,7 @@ _COLUMNS = 19  # per row: maximum, centre, mass, three sums, seven tilted sums, 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def statistics_kernel(  # type: ignore[no-untyped-def]
+def statistics_kernel(
     logits,
     stride,
     targets,
@@ -136,9 +136,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def tilted_kernel(  # type: ignore[no-untyped-def]
-    logits, stride, tops, powers, out, vocabulary, temperature, count, BLOCK: tl.constexpr
-):
+def tilted_kernel(logits, stride, tops, powers, out, vocabulary, temperature, count, BLOCK: tl.constexpr):
     """Sum of exp(power (l - m)) for one row and one power, for tilts other than the default ones."""
     row = tl.program_id(0).to(tl.int64)
     power = tl.load(powers + tl.program_id(1))
