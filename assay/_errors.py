@@ -31,9 +31,5 @@ class RunError(AssayError, RuntimeError):
     """A corpus run that cannot start or resume as asked."""
 
 
-class SignatureError(AssayError, ValueError):
-    """A report whose signature or content does not verify."""
-
-
 class MissingDependencyError(AssayError, ImportError):
     """An optional dependency that the call needs and that is not installed."""
