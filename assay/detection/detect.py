@@ -85,7 +85,7 @@ def detect(
         raise ValueError(f"test must be 'auto', 'sum', 'model-aware' or 'robust', got {test!r}.")
     if test in ("model-aware", "robust") and model is None:
         raise ValueError(f"test {test!r} needs model=. Pass the model that may have written the text, or test='sum'.")
-    keys = _keys(key)
+    keys = keys_to_test(key, "key")
     scorer = _scorer(model) if model is not None and test != "sum" else None
     ids, source = _token_ids(text, "text", tokenizer, model, scorer)
     prompt_ids = None if prompt is None else _token_ids(prompt, "prompt", tokenizer, model, scorer)[0]
@@ -148,12 +148,19 @@ def _run(found: watermark.Pivots, test: Test, log_probabilities: npt.NDArray[np.
     return combine.best_of(parts, test="gumbel-best-of-three")
 
 
-def _keys(key: Any) -> list[SecretKey]:
+def keys_to_test(key: Any, name: str) -> list[SecretKey]:
+    """The keys that one key, several or a keyring name, each once, checked; `name` is the argument's in messages.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or something else is among them.
+    """
     if isinstance(key, SecretKey):
         return [key]
     if isinstance(key, (str, bytes)):
         raise ValueError(
-            "key must be a SecretKey, a Keyring or several SecretKeys, got a string. "
+            f"{name} must be a SecretKey, a Keyring or several SecretKeys, got a string. "
             "Look the key up first: Keyring.open(path, passphrase=...)[key_id]."
         )
     if isinstance(key, DetectionKeys):
@@ -162,12 +169,15 @@ def _keys(key: Any) -> list[SecretKey]:
         # One key named twice is one hypothesis, not two to correct for.
         keys = list(dict.fromkeys(key))
     else:
-        raise ValueError(f"key must be a SecretKey, a Keyring or several SecretKeys, got {type(key).__name__}.")
+        raise ValueError(f"{name} must be a SecretKey, a Keyring or several SecretKeys, got {type(key).__name__}.")
     if not keys:
-        raise ValueError("key names no key to test: the keyring has no active or retired watermark key. Add one first.")
+        raise ValueError(
+            f"{name} must be a SecretKey, several, or a keyring with an active or retired watermark key; this "
+            "names no key to test. Add one first."
+        )
     for one in keys:
         if not isinstance(one, SecretKey):
-            raise ValueError(f"key must hold SecretKey objects, got {type(one).__name__}.")
+            raise ValueError(f"{name} must hold SecretKey objects, got {type(one).__name__}.")
     return keys
 
 

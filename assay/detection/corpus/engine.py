@@ -183,15 +183,9 @@ def _worker_count(workers: int | None) -> int:
 
 def _chosen(keys: Any) -> tuple[SecretKey, ...]:
     """The keys, sorted by id, so that their order cannot change a result."""
-    from assay.detection.detect import DetectionKeys
+    from assay.detection.detect import keys_to_test
 
-    if isinstance(keys, SecretKey):
-        keys = [keys]
-    elif isinstance(keys, DetectionKeys):
-        keys = keys.for_detection()
-    listed = list(keys)
-    if not listed or not all(isinstance(key, SecretKey) for key in listed):
-        raise ValueError("keys must be a SecretKey, several of them, or a keyring with a key for detection.")
+    listed = keys_to_test(keys, "keys")
     ids = [key.id for key in listed]
     if len(set(ids)) != len(ids):
         raise ValueError(f"keys must have different ids, got {sorted(ids)}.")
