@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 refused (unknown key, wrong passphrase, damaged file), 2 u
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,9 +37,15 @@ def new(
     *,
     keyring: KeyringPath = DEFAULT_KEYRING,
     id: Annotated[str | None, typer.Option("--id", help="Id of the key; default k- and 12 random digits.")] = None,
-    scheme: Annotated[str, typer.Option(help='"gumbel" for a watermark, "ed25519" for signing reports.')] = "gumbel",
+    scheme: Annotated[
+        str, typer.Option(help='"gumbel" or another watermark scheme, "ed25519" for signing reports.')
+    ] = "gumbel",
     window: Annotated[
         int | None, typer.Option(help="Context width of a watermark, in tokens; default 4.", show_default=False)
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the scheme, such as delta=2; repeat it."),
     ] = None,
     development: Annotated[
         bool, typer.Option("--development", help="If the keyring is missing, make one that is NOT encrypted.")
@@ -50,7 +57,7 @@ def new(
     from assay.watermark.keys import SecretKey
 
     with refusals():
-        key = SecretKey.generate(id, _config(scheme, window))
+        key = SecretKey.generate(id, _config(scheme, window, setting or []))
         open_or_create(keyring, passphrase_file, development=development).add(key)
         _show_key(key.info, f"made key {key.id!r}", as_json=as_json)
 
@@ -123,11 +130,24 @@ def export_public(
             say(f"wrote {out}")
 
 
-def _config(scheme: str, window: int | None) -> SchemeConfig:
+def _config(scheme: str, window: int | None, settings: list[str]) -> SchemeConfig:
     from assay.watermark.schemes import config_from, newest
 
     parameters: dict[str, Any] = {} if window is None else {"window": window}
+    for setting in settings:
+        name, found, value = setting.partition("=")
+        if not found or not name or name in parameters:
+            raise typer.BadParameter(f"--set must be NAME=VALUE, each name once, got {setting!r}.")
+        parameters[name] = _value(value)
     return config_from(scheme, newest(scheme).version, parameters)
+
+
+def _value(text: str) -> Any:
+    """A number, true or false where the text is one, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _confirm(question: str) -> None:

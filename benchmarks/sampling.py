@@ -22,9 +22,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assay.models import DEFAULT, load_model
-from assay.watermark.adapters.transformers import _GumbelProcessor, for_transformers
-from assay.watermark.gumbel import unmarked_key
+from assay.watermark.adapters.transformers import _KeyedProcessor, for_transformers
+from assay.watermark.gumbel import GumbelConfig, unmarked_key
 from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import sampler_of
 
 HISTORY = 512
 NEW_TOKENS = 96
@@ -52,7 +53,7 @@ def step(rows: int, vocabulary: int, top_k: int | None, key: SecretKey, repeats:
     if top_k is not None:
         scores[scores < torch.topk(scores, top_k).values[:, -1:]] = -torch.inf
     ids = torch.randint(0, vocabulary, (rows, HISTORY), generator=generator)
-    processor = _GumbelProcessor(use_key(key), 4, unmarked_key(b"benchmark"), None)
+    processor = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(key), unmarked_key(b"benchmark")), None)
     loops = max(1, 400_000 // (rows * vocabulary))  # so that the clock's tick does not matter
 
     def ours() -> None:
@@ -122,7 +123,7 @@ def main() -> None:
     torch.set_num_threads(1)
     key = SecretKey.generate("benchmark")
     began = time.process_time()
-    step_of_nothing = _GumbelProcessor(use_key(key), 4, unmarked_key(b""), None)
+    step_of_nothing = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(key), unmarked_key(b"")), None)
     step_of_nothing(torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 8))
     print(f"first call, with compiling or loading the kernels: {time.process_time() - began:.2f} s")
     for vocabulary in (2048, 50257, 128256):

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from assay.detection import combine, gumbel
+from assay.detection import combine
+from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
+from assay.detection.testers import Tester, tester
 from assay.detection.text import LoadedTokenizer, decode_text, load_tokenizer
 from assay.kernels.chacha import Words
-from assay.watermark import gumbel as watermark
-from assay.watermark.keys import SecretKey
+from assay.watermark.gumbel import token_ids
+from assay.watermark.keys import SecretKey, use_key
 
 if TYPE_CHECKING:
     from assay.kernels.scoring.model import ModelScorer
-
-Test = Literal["auto", "sum", "model-aware", "robust"]
 
 
 @runtime_checkable
@@ -38,7 +39,7 @@ def detect(
     tokenizer: Any = None,
     model: Any = None,
     prompt: str | bytes | npt.ArrayLike | None = None,
-    test: Test = "auto",
+    test: str = "auto",
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -65,8 +66,8 @@ def detect(
     prompt
         The prompt where it is known: lets the first tokens count and sharpens the model's probabilities.
     test
-        "auto": without a model the sum test; with one, the best of sum, model-aware and robust tests, corrected for
-        the choice. Or one of these by name.
+        "auto": without a model the model-free test; with one, the best of the scheme's tests, corrected for the choice.
+        Or one by name; a scheme's are "sum", "model-aware" and "robust" unless its page names others.
     temperature, top_k, top_p, min_p
         How the model was sampled, if known; used for the model's probabilities only.
 
@@ -79,29 +80,22 @@ def detect(
     TextError
         If the text is not valid Unicode or the bytes are not UTF-8.
     ValueError
-        On ids out of range, no key to test, a key of another scheme, an unknown test, or a test that needs a model.
+        On ids out of range, no key to test, a key that is not for a watermark, an unknown test, or a test that needs a
+        model.
     """
-    if test not in ("auto", "sum", "model-aware", "robust"):
-        raise ValueError(f"test must be 'auto', 'sum', 'model-aware' or 'robust', got {test!r}.")
-    if test in ("model-aware", "robust") and model is None:
-        raise ValueError(f"test {test!r} needs model=. Pass the model that may have written the text, or test='sum'.")
     keys = keys_to_test(key, "key")
-    scorer = _scorer(model) if model is not None and test != "sum" else None
+    testers = [_tester(one, test, has_model=model is not None) for one in keys]
+    wanted = model is not None and any(test == "auto" or test in known.NEEDS_MODEL for known in testers)
+    scorer = _scorer(model) if wanted else None
     ids, source = _token_ids(text, "text", tokenizer, model, scorer)
     prompt_ids = None if prompt is None else _token_ids(prompt, "prompt", tokenizer, model, scorer)[0]
     whole = ids if prompt_ids is None else np.concatenate([prompt_ids, ids])
-    log_probabilities = None
+    view = None
     if scorer is not None and len(ids):
-        (statistics,) = scorer.score(
-            [ids],
-            prompt=None if prompt_ids is None else [prompt_ids],
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-        )
-        log_probabilities = statistics.log_prob
-    results = [_test_key(whole, len(whole) - len(ids), one, test, log_probabilities) for one in keys]
+        decoding = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        view = _model_view(scorer, ids, prompt_ids, decoding)
+    before = len(whole) - len(ids)
+    results = [_test_key(whole, before, one, known, test, view) for one, known in zip(keys, testers, strict=True)]
     combined = combine.over_keys(results)
     if source is not None:
         note = f"Token ids come from tokenizer {source.name!r} (sha256 {source.sha256[:16]}), the generator's own."
@@ -110,42 +104,26 @@ def detect(
 
 
 def _test_key(
-    whole: Words,
-    prompt_length: int,
-    key: SecretKey,
-    test: Test,
-    log_probabilities: npt.NDArray[np.float64] | None,
+    whole: Words, prompt_length: int, key: SecretKey, known: Tester, test: str, model: ModelView | None
 ) -> TestResult:
-    found = watermark.pivots(whole, key)
-    if prompt_length:
-        # The prompt gives context and is not itself tested; what it already showed is not counted again.
-        counted = found.positions >= prompt_length
-        n_text = len(whole) - prompt_length
-        full = min(n_text, max(0, len(whole) - watermark.config_of(key).window))
-        found = watermark.Pivots(
-            found.positions[counted] - prompt_length, found.words[counted], n_text, full - int(np.sum(counted))
-        )
-    result = _run(found, test, log_probabilities)
+    result = known.test_ids(whole, prompt_length, use_key(key), key.config, test=test, model=model)
     note: tuple[str, ...] = ()
     if key.state == "revoked":
         note = (f"Key {key.id!r} was revoked ({key.info.revoked}); whoever learned it could have made the mark.",)
     return replace(result, key_id=key.id, scheme=key.config.tag, assumptions=(*result.assumptions, *note))
 
 
-def _run(found: watermark.Pivots, test: Test, log_probabilities: npt.NDArray[np.float64] | None) -> TestResult:
-    if log_probabilities is None:
-        return gumbel.sum_test(found)
-    log_p = log_probabilities[found.positions]
-    # A token that the model could not score (no context at all) gets probability 1: it has no weight.
-    log_p = np.where(np.isnan(log_p), 0.0, log_p)
-    if test == "model-aware":
-        return gumbel.model_aware_test(found, log_p)
-    if test == "robust":
-        return gumbel.robust_test(found, log_p)
-    if len(found.words) == 0:
-        return gumbel.sum_test(found)
-    parts = (gumbel.sum_test(found), gumbel.model_aware_test(found, log_p), gumbel.robust_test(found, log_p))
-    return combine.best_of(parts, test="gumbel-best-of-three")
+def _tester(key: SecretKey, test: str, *, has_model: bool) -> Tester:
+    """The tests of the key's scheme, which must have the one asked for."""
+    known = tester(key.config)
+    if test not in ("auto", *known.TESTS):
+        names = ", ".join(repr(name) for name in ("auto", *known.TESTS))
+        raise ValueError(f"test must be one of {names} for scheme {key.config.scheme!r}, got {test!r}.")
+    if test in known.NEEDS_MODEL and not has_model:
+        raise ValueError(
+            f"test {test!r} needs model=. Pass the model that may have written the text, or test={known.TESTS[0]!r}."
+        )
+    return known
 
 
 def keys_to_test(key: Any, name: str) -> list[SecretKey]:
@@ -191,6 +169,12 @@ def _scorer(model: Any) -> ModelScorer:
     return ModelScorer(load_model(model))
 
 
+def _model_view(scorer: ModelScorer, ids: Words, prompt_ids: Words | None, decoding: dict[str, Any]) -> ModelView:
+    prompt = None if prompt_ids is None else [prompt_ids]
+    (statistics,) = scorer.score([ids], prompt=prompt, **decoding)
+    return ModelView(statistics.log_prob, partial(scorer.log_probabilities, ids, prompt=prompt_ids, **decoding))
+
+
 def _token_ids(
     text: Any, name: str, tokenizer: Any, model: Any, scorer: ModelScorer | None
 ) -> tuple[Words, LoadedTokenizer | None]:
@@ -200,7 +184,7 @@ def _token_ids(
         if not isinstance(text, Iterable) or isinstance(text, (dict, set)):
             raise ValueError(f"{name} must be a string, UTF-8 bytes or token ids, got {type(text).__name__}.")
         try:
-            return watermark.token_ids(np.asarray(text)), None
+            return token_ids(np.asarray(text)), None
         except ValueError as error:
             raise ValueError(str(error).replace("tokens must be", f"{name} must be", 1)) from None
     if tokenizer is None:

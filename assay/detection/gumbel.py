@@ -8,26 +8,30 @@ weighted sum of Exp(1) under H0, lower tail; it is the likelihood-ratio test. Re
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from assay.detection import combine
+from assay.detection.documents import DocumentStatistics
+from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
 from assay.detection.tails import log_gamma_sf, log_weighted_exponential_cdf
 from assay.kernels import prf
 from assay.kernels.chacha import Words
-from assay.watermark.gumbel import Pivots, race_scores, scan, sum_scores
+from assay.watermark.gumbel import GumbelConfig, Pivots, observe, race_scores, scan, sum_scores
 
 NULL = "the text was written without knowledge of the key"
-SUM_ASSUMPTIONS = (
+TESTS = ("sum", "model-aware", "robust")
+NEEDS_MODEL = frozenset(("model-aware", "robust"))
+ASSUMPTIONS = (
     "The key was secret: whoever wrote an unmarked text could not compute its PRF.",
     "Each distinct (context, token) counts once, at its first place.",
 )
 MODEL_ASSUMPTIONS = (
-    *SUM_ASSUMPTIONS,
+    *ASSUMPTIONS,
     (
         "The token probabilities were computed from the text alone, without the key. A wrong model or a missing prompt "
         "costs power, never validity."
@@ -41,26 +45,6 @@ _EDIT_RATES = np.array([0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.
 # Bounds on the probabilities used as weights. A function of the text alone, so validity does not depend on them.
 MIN_PROBABILITY = 1e-6
 MAX_PROBABILITY = 1 - 1e-6
-
-
-@dataclass(frozen=True)
-class DocumentStatistics:
-    """The sum test on many documents; every array has shape (documents,).
-
-    Attributes
-    ----------
-    statistic, log_pvalue, log_evalue
-        float64; see `TestResult`.
-    n_tokens, n_scored, n_repeats_dropped
-        int64.
-    """
-
-    statistic: npt.NDArray[np.float64]
-    log_pvalue: npt.NDArray[np.float64]
-    log_evalue: npt.NDArray[np.float64]
-    n_tokens: npt.NDArray[np.int64]
-    n_scored: npt.NDArray[np.int64]
-    n_repeats_dropped: npt.NDArray[np.int64]
 
 
 def sum_test(pivots: Pivots) -> TestResult:
@@ -81,7 +65,7 @@ def sum_test(pivots: Pivots) -> TestResult:
         n_repeats_dropped=pivots.n_repeats_dropped,
         null=NULL,
         alternative="greater",
-        assumptions=SUM_ASSUMPTIONS,
+        assumptions=ASSUMPTIONS,
     )
 
 
@@ -96,7 +80,7 @@ def documents_test(
     ids: Words,
     offsets: npt.NDArray[np.int64],
     prf_key: Words,
-    window: int,
+    config: GumbelConfig,
     *,
     backend: prf.Backend = "auto",
 ) -> DocumentStatistics:
@@ -110,10 +94,10 @@ def documents_test(
         int64, shape (documents + 1,).
     prf_key
         uint32, shape (8,): from `keys.use_key`.
-    window
-        Context width h of the key's settings.
+    config
+        The key's settings.
     """
-    positions, words = scan(ids, offsets, prf_key, window, backend=backend)
+    positions, words = scan(ids, offsets, prf_key, config.window, backend=backend)
     n_tokens = np.diff(offsets)
     bounds = np.searchsorted(positions, offsets)
     n_scored = np.diff(bounds)
@@ -126,7 +110,7 @@ def documents_test(
         log_evalue=_sum_log_evalues(n_scored, statistic),
         n_tokens=n_tokens,
         n_scored=n_scored,
-        n_repeats_dropped=np.maximum(0, n_tokens - window) - n_scored,
+        n_repeats_dropped=np.maximum(0, n_tokens - config.window) - n_scored,
     )
 
 
@@ -197,3 +181,24 @@ def robust_test(pivots: Pivots, log_probabilities: npt.NDArray[np.float64]) -> T
         alternative="greater",
         assumptions=MODEL_ASSUMPTIONS,
     )
+
+
+def test_ids(
+    ids: Words, prompt_length: int, prf_key: Words, config: GumbelConfig, *, test: str, model: ModelView | None
+) -> TestResult:
+    """See `testers.Tester.test_ids`."""
+    found = observe(ids, prf_key, config, prompt_length=prompt_length)
+    if model is None or test == "sum" or (test == "auto" and len(found.words) == 0):
+        return sum_test(found)
+    log_p = model.log_prob[found.positions]
+    # A token that the model could not score (no context at all) gets probability 1: it has no weight.
+    log_p = np.where(np.isnan(log_p), 0.0, log_p)
+    if test == "model-aware":
+        return model_aware_test(found, log_p)
+    if test == "robust":
+        return robust_test(found, log_p)
+    parts = (sum_test(found), model_aware_test(found, log_p), robust_test(found, log_p))
+    return combine.best_of(parts, test="gumbel-best-of-three")
+
+
+test_ids.__test__ = False  # type: ignore[attr-defined]  # pytest collects functions named test_*

@@ -18,7 +18,7 @@ from assay.kernels import prf
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
 from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import SchemeConfig, register
+from assay.watermark.schemes import Sampler, SchemeConfig, register
 
 Scores = npt.NDArray[np.float64]
 
@@ -124,11 +124,33 @@ def pivots(tokens: npt.ArrayLike, key: SecretKey, *, backend: prf.Backend = "aut
     ValueError
         On ids out of range or a key of another scheme.
     """
-    ids = token_ids(tokens)
+    return observe(token_ids(tokens), use_key(key), config_of(key), backend=backend)
+
+
+def observe(
+    ids: Words, prf_key: Words, config: GumbelConfig, *, prompt_length: int = 0, backend: prf.Backend = "auto"
+) -> Pivots:
+    """As `pivots`, for a text that follows a prompt.
+
+    The prompt gives context and is not itself tested; what it already showed is not counted again.
+
+    Parameters
+    ----------
+    ids
+        uint32, shape (n,): prompt and text.
+    prf_key
+        uint32, shape (8,): from `keys.use_key`.
+    config
+        The key's settings.
+    prompt_length
+        How many of the ids are the prompt, in [0, n]; positions are counted from the first token after it.
+    """
     offsets = np.array([0, len(ids)], dtype=np.int64)
-    positions, words = scan(ids, offsets, use_key(key), config_of(key).window, backend=backend)
-    full = max(0, len(ids) - config_of(key).window)
-    return Pivots(positions, words, n_tokens=len(ids), n_repeats_dropped=full - len(positions))
+    positions, words = scan(ids, offsets, prf_key, config.window, backend=backend)
+    counted = positions >= prompt_length
+    n_text = len(ids) - prompt_length
+    full = min(n_text, max(0, len(ids) - config.window))
+    return Pivots(positions[counted] - prompt_length, words[counted], n_text, full - int(np.sum(counted)))
 
 
 def scan(
@@ -292,6 +314,21 @@ def next_tokens_padded(
         contexts = np.stack([_whole_history(ids[row], pad) for row in plain])
         tokens[plain] = race.winners(race.subkeys(unmarked, contexts), log_weights[plain])
     return tokens
+
+
+def sampler(prf_key: Words, config: GumbelConfig, unmarked: Words) -> Sampler:
+    """See `schemes.sampler_of`: `next_tokens_padded` with its keys."""
+
+    def draw(
+        ids: npt.NDArray[np.int64],
+        log_weights: npt.NDArray[np.float32] | npt.NDArray[np.float64],
+        pad_token_id: int | None,
+    ) -> npt.NDArray[np.int64]:
+        return next_tokens_padded(
+            ids, log_weights, pad_token_id=pad_token_id, prf_key=prf_key, window=config.window, unmarked=unmarked
+        )
+
+    return draw
 
 
 def _whole_history(row: npt.NDArray[np.int64], pad: int) -> Words:

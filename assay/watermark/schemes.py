@@ -1,4 +1,4 @@
-"""Scheme settings: frozen dataclasses known by a name and a version, both bound into the key derivation.
+"""Schemes: settings known by a name and a version, both bound into the key derivation, and how each draws tokens.
 
 A scheme registers its settings class here, so that a keyring can be read back without importing every scheme.
 """
@@ -6,11 +6,27 @@ A scheme registers its settings class here, so that a keyring can be read back w
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from assay.kernels.chacha import Words
+
 Purpose = Literal["watermark", "signing"]
+
+Sampler = Callable[
+    [npt.NDArray[np.int64], npt.NDArray[np.float32] | npt.NDArray[np.float64], int | None], npt.NDArray[np.int64]
+]
+"""`(ids, log_weights, pad_token_id) -> tokens`: the next token of each row, a pure function of its arguments.
+
+ids: int64, shape (rows, t), padded on the left with `pad_token_id`, or with -1 where that is None. log_weights: float32
+or float64, shape (rows, V), unnormalised log-probabilities after temperature and truncation, -inf for a token that must
+not be drawn. tokens: int64, shape (rows,).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +39,14 @@ class SchemeConfig:
         What the settings are for; bound into the key derivation. A scheme that changes its words changes its version.
     purpose
         "watermark" or "signing": a key of one purpose is refused where the other is needed.
+    distortion_free
+        Whether the text of a watermark scheme has the law of the model, over keys.
     """
 
     scheme: ClassVar[str]
     version: ClassVar[int]
     purpose: ClassVar[Purpose] = "watermark"
+    distortion_free: ClassVar[bool] = True
 
     def parameters(self) -> dict[str, Any]:
         """The settings as a JSON-ready dict."""
@@ -101,3 +120,27 @@ def known_schemes() -> tuple[str, ...]:
     for home in _HOMES.values():
         import_module(home)
     return tuple(sorted(_REGISTRY))
+
+
+def sampler_of(config: SchemeConfig, prf_key: Words, unmarked: Words) -> Sampler:
+    """How a scheme draws the next tokens under one key.
+
+    Parameters
+    ----------
+    config
+        The key's settings.
+    prf_key
+        uint32, shape (8,), from `keys.use_key`: keys the mark.
+    unmarked
+        uint32, shape (8,), from `gumbel.unmarked_key`: keys all randomness that is not the mark.
+
+    Raises
+    ------
+    ValueError
+        If the scheme does not draw token by token.
+    """
+    build = getattr(import_module(type(config).__module__), "sampler", None)
+    if build is None:
+        raise ValueError(f"scheme {config.tag!r} does not draw token by token; see its own page for how to generate.")
+    built: Sampler = build(prf_key, config, unmarked)
+    return built

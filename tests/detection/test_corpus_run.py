@@ -401,7 +401,7 @@ def test_unmarked_corpora_of_shared_passages_are_rarely_flagged(human_text: str,
     ids, offsets = load_tokenizer().encode_batch(passages)
     flagged, uncorrected = 0, 0
     for number in range(1000):
-        log_p = documents_test(ids, offsets, use_key(make_key(number)), 4).log_pvalue
+        log_p = documents_test(ids, offsets, use_key(make_key(number)), GumbelConfig()).log_pvalue
         flagged += bool(np.any(benjamini_hochberg(log_p) <= np.log(0.1)))
         uncorrected += bool(np.any(log_p <= np.log(0.1)))
     assert flagged <= 148

@@ -130,7 +130,7 @@ def test_batch_equals_single_bit_for_bit(make_key: MakeKey, zipf_ids: Callable[[
     lengths = [0, 1, 4, 5, 17, 500, 3]
     documents = [zipf_ids(n, n) for n in lengths]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    batch = documents_test(np.concatenate(documents), offsets, use_key(key), 4)
+    batch = documents_test(np.concatenate(documents), offsets, use_key(key), GumbelConfig())
     for i, document in enumerate(documents):
         single = sum_test(pivots(document, key))
         assert batch.statistic[i] == single.statistic

@@ -44,7 +44,7 @@ def p_values(documents: list[np.ndarray], pairs: int) -> np.ndarray:
     for number in range(pairs):
         ids = documents[number % len(documents)]
         offsets = np.array([0, len(ids)], dtype=np.int64)
-        result = documents_test(ids, offsets, use_key(key_of(number)), 4, backend="numba")
+        result = documents_test(ids, offsets, use_key(key_of(number)), GumbelConfig(), backend="numba")
         out[number] = np.exp(result.log_pvalue[0])
     return out
 

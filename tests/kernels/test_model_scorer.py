@@ -126,6 +126,25 @@ def test_prompts_are_read_and_not_scored(model):
         np.testing.assert_allclose(found.log_prob, plain_log_probs(model, context, ids), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("decoding", [{}, {"temperature": 0.7, "top_k": 20}, {"top_p": 0.9}])
+@pytest.mark.parametrize("bos", [True, False])
+def test_whole_laws_agree_with_the_statistics(model, monkeypatch, decoding, bos):
+    monkeypatch.setattr("assay.kernels.scoring.model._LAWS", 7 * V)  # pieces of seven rows
+    (ids,) = documents(8, [75])
+    scorer = ModelScorer(model, window=32, stride=16, add_bos=bos)
+    for prompt in (None, [5, 6, 7]):
+        (expected,) = scorer.score([ids], prompt=prompt, **decoding)
+        found = np.full(len(ids), np.nan)
+        for place, laws in scorer.log_probabilities(ids, prompt=prompt, **decoding):
+            assert laws.dtype == np.float32
+            assert laws.shape[1] == V
+            assert len(laws) <= 7
+            np.testing.assert_allclose(np.exp(laws.astype(np.float64)).sum(axis=1), 1.0, atol=1e-5)
+            assert np.isnan(found[place : place + len(laws)]).all()
+            found[place : place + len(laws)] = laws[np.arange(len(laws)), ids[place : place + len(laws)]]
+        np.testing.assert_allclose(found, expected.log_prob, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("budget", [1, 40, 4096])
 def test_a_document_does_not_depend_on_its_batch(model, budget):
     docs = documents(4, [30, 1, 12, 63, 12, 200, 5, 2, 33, 90])

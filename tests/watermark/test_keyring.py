@@ -152,7 +152,7 @@ def test_signing_keys_detect_nothing(keyring: Keyring) -> None:
     with pytest.raises(ValueError, match="signing keys detect nothing"):
         keyring.for_detection("ed25519")
     for call in (keyring.active, keyring.for_detection):
-        with pytest.raises(ValueError, match=r"scheme must be one of \['ed25519', 'gumbel'"):
+        with pytest.raises(ValueError, match=r"scheme must be one of \[.*'ed25519'.*'gumbel'"):
             call("gumble")
 
 

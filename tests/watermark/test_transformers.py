@@ -19,10 +19,10 @@ from transformers import GenerationConfig
 
 from assay._errors import GenerationError, RevokedKeyError
 from assay.kernels import race
-from assay.watermark.adapters.transformers import _GumbelProcessor, for_transformers
+from assay.watermark.adapters.transformers import _KeyedProcessor, for_transformers
 from assay.watermark.gumbel import GumbelConfig, pivots, token_ids, unmarked_key
 from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import SchemeConfig
+from assay.watermark.schemes import SchemeConfig, sampler_of
 from assay.watermark.signing import Ed25519Config
 
 MakeKey = Callable[..., SecretKey]
@@ -195,7 +195,7 @@ def test_prompts_as_embeddings_only(tiny_model: Any, make_key: MakeKey) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_scores_of_every_type_and_layout(make_key: MakeKey, dtype: torch.dtype) -> None:
-    processor = _GumbelProcessor(use_key(make_key()), 4, unmarked_key(b""), None)
+    processor = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(make_key()), unmarked_key(b"")), None)
     ids = prompts(5)
     scores = (3 * torch.randn(5, 300, generator=torch.Generator().manual_seed(1))).to(dtype)
     before = scores.clone()
@@ -211,7 +211,7 @@ def test_scores_of_every_type_and_layout(make_key: MakeKey, dtype: torch.dtype) 
 
 
 def test_scores_that_cannot_be_drawn_from(make_key: MakeKey) -> None:
-    processor = _GumbelProcessor(use_key(make_key()), 4, unmarked_key(b""), None)
+    processor = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(make_key()), unmarked_key(b"")), None)
     with pytest.raises(ValueError, match="row 1 has nan"):
         processor(prompts(2), torch.tensor([[0.0, 1.0], [0.0, torch.nan]]))
     with pytest.raises(ValueError, match="only -inf"):
@@ -244,7 +244,7 @@ def test_continuous_batching_is_refused(make_tiny_model: Callable[..., Any], mak
         model.generate_batch([[3, 4, 5]], generation_config=settings)
     with pytest.raises(ValueError, match=r"continuous batching|Invalid `cache_implementation`"):  # 5.x; 4.57
         generate(model, prompts(1), make_key(window=window), cache_implementation="paged")
-    processor = _GumbelProcessor(use_key(make_key()), window, unmarked_key(b""), None)
+    processor = _KeyedProcessor(sampler_of(GumbelConfig(window=window), use_key(make_key()), unmarked_key(b"")), None)
     with pytest.raises(GenerationError, match="continuous batching"):
         processor(torch.tensor([3, 4, 5]), torch.zeros(3, 9))
 
@@ -258,7 +258,7 @@ def test_settings_that_cannot_be_seen_are_refused(make_key: MakeKey) -> None:
         return mark.construct_processor(512, "cpu")
 
     good = GenerationConfig(do_sample=True, num_beams=1, watermarking_config=mark)
-    assert isinstance(_get_logits_processor(good), _GumbelProcessor)
+    assert isinstance(_get_logits_processor(good), _KeyedProcessor)
 
     renamed = copy.copy(good)
     del renamed.num_beams
@@ -282,10 +282,10 @@ class OtherConfig(SchemeConfig):
     version: ClassVar[int] = 1
 
 
-def test_keys_of_other_schemes_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be for scheme 'gumbel', got 'other/1'"):
+def test_keys_of_schemes_that_cannot_mark_are_refused() -> None:
+    with pytest.raises(ValueError, match="'other/1' does not draw token by token"):
         for_transformers(SecretKey(bytes(32), id="other", config=OtherConfig()))
-    with pytest.raises(ValueError, match="must be for scheme 'gumbel', got 'ed25519/1'"):
+    with pytest.raises(ValueError, match="must be for a watermark scheme, got 'ed25519/1'"):
         for_transformers(SecretKey(bytes(32), id="signer", config=Ed25519Config()))
 
 

@@ -28,9 +28,8 @@ from assay.detection.corpus.results import RESULTS_SCHEMA, Combined, RunSummary,
 from assay.detection.corpus.shards import Shard, cut
 from assay.detection.corpus.sources import InputFile, find_inputs
 from assay.detection.corpus.worker import COLUMNS, DetectionKey, Setup, write_shard
-from assay.detection.gumbel import NULL, SUM_ASSUMPTIONS
+from assay.detection.testers import tester
 from assay.detection.text import LoadedTokenizer, load_tokenizer
-from assay.watermark.gumbel import config_of
 from assay.watermark.keys import SecretKey, use_key
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class _Plan:
 
     def setup(self, shards: Path) -> Setup:
         """What the workers need; the one place where secrets are used."""
-        keys = tuple(DetectionKey(key.id, key.config.tag, config_of(key).window, use_key(key)) for key in self.keys)
+        keys = tuple(DetectionKey(key.id, key.config, use_key(key)) for key in self.keys)
         return Setup(self.tokenizer, keys, shards)
 
 
@@ -131,7 +130,7 @@ def run(
         If nothing is found to test, the folder cannot be written or is in use, it was begun with something else, or an
         input changes meanwhile.
     ValueError
-        On an option out of range, a key of another scheme, two keys with one id, or an unusable tokenizer.
+        On an option out of range, a key whose scheme has no test, two keys with one id, or an unusable tokenizer.
 
     Notes
     -----
@@ -274,7 +273,7 @@ def _summary(plan: _Plan, ledger: Ledger, out: Path, session: _Session, combined
         keys=tuple(key.info.to_dict() for key in plan.keys),
         tokenizer={"name": plan.tokenizer.name, "sha256": plan.tokenizer.sha256},
         options=plan.options(),
-        null=NULL,
+        null="; ".join(dict.fromkeys(tester(key.config).NULL for key in plan.keys)),
         assumptions=tuple(_assumptions(plan)),
         version=__version__,
         started=ledger.started,
@@ -287,7 +286,7 @@ def _summary(plan: _Plan, ledger: Ledger, out: Path, session: _Session, combined
 
 
 def _assumptions(plan: _Plan) -> Iterator[str]:
-    yield from SUM_ASSUMPTIONS
+    yield from dict.fromkeys(line for key in plan.keys for line in tester(key.config).ASSUMPTIONS)
     tokenizer = f"{plan.tokenizer.name!r} (sha256 {plan.tokenizer.sha256[:16]})"
     yield f"Token ids come from tokenizer {tokenizer}, the generator's own."
     if len(plan.keys) > 1:

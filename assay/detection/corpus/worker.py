@@ -24,8 +24,10 @@ from assay._errors import TextError
 from assay.detection.corpus.ledger import ShardRecord, shard_paths, write_atomically
 from assay.detection.corpus.reading import Document, Reject
 from assay.detection.corpus.shards import Shard
+from assay.detection.testers import tester
 from assay.detection.text import LoadedTokenizer
 from assay.kernels.chacha import Words
+from assay.watermark.schemes import SchemeConfig
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -54,21 +56,18 @@ class DetectionKey:
 
     Attributes
     ----------
-    id, scheme
-        Key id; scheme and version.
-    window
-        Context width.
+    id, config
+        Key id and the scheme's settings.
     words
-        uint32, shape (8,), from `assay.watermark.keys.use_key`. Secret.
+        uint32, from `assay.watermark.keys.use_key`. Secret.
     """
 
     id: str
-    scheme: str
-    window: int
+    config: SchemeConfig
     words: Words
 
     def __repr__(self) -> str:
-        return f"DetectionKey(id={self.id!r}, scheme={self.scheme!r}, window={self.window}, words=<hidden>)"
+        return f"DetectionKey(id={self.id!r}, config={self.config!r}, words=<hidden>)"
 
 
 @dataclass(frozen=True)
@@ -159,16 +158,14 @@ def _test_singly(documents: Sequence[Document], setup: Setup) -> tuple[list[Docu
 
 
 def text_results(texts: Sequence[str], setup: Setup) -> dict[str, Any]:
-    """The sum test of every key on every text; the most significant key of each text, Holm-corrected.
+    """The model-free test of every key on every text; the most significant key of each text, Holm-corrected.
 
     Returns
     -------
     The columns of `COLUMNS` from n_tokens on; a row equals `assay.detect(text, keys)`.
     """
-    from assay.detection.gumbel import documents_test
-
     ids, offsets = setup.tokenizer.encode_batch(texts)
-    tests = [documents_test(ids, offsets, key.words, key.window) for key in setup.keys]
+    tests = [tester(key.config).documents_test(ids, offsets, key.words, key.config) for key in setup.keys]
     log_pvalues = np.stack([test.log_pvalue for test in tests])
     best = np.argmin(log_pvalues, axis=0)
 
@@ -189,7 +186,7 @@ def text_results(texts: Sequence[str], setup: Setup) -> dict[str, Any]:
         "pvalue": np.exp(log_pvalue),
         "log_evalue": of_best("log_evalue") - penalty,
         "key_id": [setup.keys[index].id for index in best],
-        "scheme": [setup.keys[index].scheme for index in best],
+        "scheme": [setup.keys[index].config.tag for index in best],
     }
 
 

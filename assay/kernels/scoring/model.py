@@ -15,7 +15,8 @@ import torch
 
 from assay.kernels.scoring import statistics
 from assay.kernels.scoring.causal import take_apart
-from assay.kernels.scoring.decoding import Decoding
+from assay.kernels.scoring.decoding import Decoding, warp
+from assay.kernels.scoring.head import Projection
 from assay.kernels.scoring.statistics import DEFAULT_TILTS, TokenStatistics
 from assay.kernels.scoring.tokens import score_logits, score_tokens
 from assay.kernels.scoring.windows import Ids, Window, batch_end, cut, longest_first
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Document = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _CPU_BUDGET, _GPU_BUDGET = 2048, 32768
+_LAWS = 1 << 22  # log-probabilities in one piece: 16 MiB
 _WHOLE_LOGITS = 1 << 27  # logits per call where a model gives no hidden states to work from: half a gigabyte
 
 
@@ -171,6 +173,53 @@ class ModelScorer:
                 start = end
                 advance(place)
         return out
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self,
+        document: Document,
+        *,
+        prompt: Document | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """The whole law of each token of one document, in pieces that keep memory bounded.
+
+        Parameters
+        ----------
+        document, prompt
+            As one entry of `score`'s.
+        temperature, top_k, top_p, min_p
+            The decoding rule; see `decoding.Decoding`.
+
+        Yields
+        ------
+        place
+            Index in the document of the piece's first token; pieces come in order.
+        log_probabilities
+            float32, shape (k, V), natural log; -inf where the rule removed a candidate. Row i is the law of token
+            place + i, given all before it. A first token that has nothing before it has no row.
+
+        Raises
+        ------
+        ValueError
+            As `score`.
+        """
+        decoding = Decoding(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        ids = self._ids(document, "document")
+        context = self._bos if prompt is None else self._ids(prompt, "prompt")
+        parts, step = self._parts, max(1, _LAWS // self._parts.vocabulary)
+        for window in cut(0, context, ids, self.window, self.stride):
+            inputs = torch.from_numpy(window.inputs)[None]
+            states = parts.logits(inputs)[0] if parts.head is None else parts.hidden(inputs)[0]
+            for start in range(window.first, len(window.inputs), step):
+                rows = states[start : start + step]
+                if parts.head is not None:
+                    rows = Projection(rows, parts.head, self._logits_dtype).logits(slice(0, parts.vocabulary))
+                law = torch.log_softmax(warp(rows.float(), decoding), dim=-1)
+                yield window.place + start - window.first, law.numpy(force=True)
 
     def _budget(self, other: ModelScorer | None) -> int:
         if self._parts.head is not None and (other is None or other._parts.head is not None):

@@ -1,7 +1,8 @@
-"""The Gumbel watermark inside transformers' `generate`, after temperature, top-k, top-p and min-p.
+"""Watermarks inside transformers' `generate`, after temperature, top-k, top-p and min-p.
 
-Law of the text: exactly that of plain sampling, over keys. Each step returns one-hot scores, so transformers' own draw
-picks the keyed token with certainty, and every token is a pure function of (tokens so far, scores, key, seed).
+Law of the text, for a scheme without distortion: exactly that of plain sampling, over keys. Each step returns one-hot
+scores, so transformers' own draw picks the keyed token with certainty, and every token is a pure function of (tokens so
+far, scores, key, seed).
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import json
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from assay._errors import GenerationError, MissingDependencyError, RevokedKeyError
 from assay.kernels import race
-from assay.watermark.gumbel import config_of, next_tokens_padded, unmarked_key
+from assay.watermark.gumbel import unmarked_key
 from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import Sampler, sampler_of
 
 try:
     import torch
@@ -29,22 +31,20 @@ except ImportError as error:
         "The watermark for transformers needs torch and transformers. Install them with: pip install 'assay[models]'"
     ) from error
 
-if TYPE_CHECKING:
-    from assay.kernels.chacha import Words
-
 
 def for_transformers(
     key: SecretKey, *, pad_token_id: int | None = None, seed: int | None = None
 ) -> BaseWatermarkingConfig:
     """The watermark as an argument of `model.generate(..., do_sample=True, watermarking_config=...)`.
 
-    Guarantee: over keys, the text has the law of the same call without the watermark. A token is marked where `window`
-    tokens precede it and their context is new in its row; all other tokens are drawn from noise that the seed keys.
+    Guarantee: over keys of a scheme without distortion, such as "gumbel", the text has the law of the same call without
+    the watermark. A token is marked where `window` tokens precede it and their context is new in its row; all other
+    tokens are drawn from noise that the seed keys.
 
     Parameters
     ----------
     key
-        An active key of scheme "gumbel".
+        An active key of a scheme that draws token by token.
     pad_token_id
         The id that pads prompts on the left; a leading run of it is no part of a row's history. Default: the pad id of
         the call's generation settings, which falls back to the end-of-sequence id as in transformers. Give it where
@@ -64,7 +64,8 @@ def for_transformers(
     RevokedKeyError
         If the key is retired or revoked.
     ValueError
-        If the key is for another scheme or for signing, or `pad_token_id` or `seed` is out of range.
+        If the key is for signing or for a scheme that does not draw token by token, or `pad_token_id` or `seed` is out
+        of range.
     GenerationError
         From `generate`: for greedy decoding, beam search and continuous batching, where the mark would be absent or
         the law of the text wrong.
@@ -81,7 +82,7 @@ def for_transformers(
     """
     if not isinstance(key, SecretKey):
         raise TypeError(f"key must be a SecretKey, got {type(key).__name__}. Take one from a Keyring by its id.")
-    config_of(key)
+    sampler_of(key.config, use_key(key), unmarked_key(b""))  # refuses a key that cannot mark, before any text is made
     if key.state != "active":
         raise RevokedKeyError(
             f"key {key.id!r} is {key.state}: it may not embed. Use an active key, or make one with `assay keys rotate`."
@@ -111,7 +112,7 @@ class _PerCallWatermark(BaseWatermarkingConfig):  # type: ignore[misc]  # transf
     def validate(self) -> None:
         """Nothing to check: `for_transformers` did."""
 
-    def construct_processor(self, vocab_size: int, device: Any = None) -> _GumbelProcessor:
+    def construct_processor(self, vocab_size: int, device: Any = None) -> _KeyedProcessor:
         """The processor of the call whose settings stand in the caller's frame; see `_call_settings`."""
         settings = _call_settings(self)
         pad = self._pad_token_id if self._pad_token_id is not None else _pad_token_id(settings)
@@ -119,7 +120,7 @@ class _PerCallWatermark(BaseWatermarkingConfig):  # type: ignore[misc]  # transf
             seed = f"seed {self._seed}".encode()
         else:
             seed = torch.randint(-(2**63), 2**63 - 1, (2,), device="cpu").numpy().tobytes()
-        return _GumbelProcessor(use_key(self._key), config_of(self._key).window, unmarked_key(seed), pad)
+        return _KeyedProcessor(sampler_of(self._key.config, use_key(self._key), unmarked_key(seed)), pad)
 
     def to_dict(self) -> dict[str, Any]:
         """What may be written: the key id and the scheme."""
@@ -139,13 +140,11 @@ class _PerCallWatermark(BaseWatermarkingConfig):  # type: ignore[misc]  # transf
         return self  # transformers copies generation settings on every call; an immutable object may be shared
 
 
-class _GumbelProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+class _KeyedProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Scores to one-hot scores: 0 for the keyed token, -inf for the rest. A pure function of (input_ids, scores)."""
 
-    def __init__(self, prf_key: Words, window: int, unmarked: Words, pad_token_id: int | None) -> None:
-        self._prf_key = prf_key
-        self._window = window
-        self._unmarked = unmarked
+    def __init__(self, draw: Sampler, pad_token_id: int | None) -> None:
+        self._draw = draw
         self._pad_token_id = pad_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -153,14 +152,7 @@ class _GumbelProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers i
         if input_ids.ndim != 2:
             raise _continuous_batching_error()
         log_weights = _as_array(scores)
-        tokens = next_tokens_padded(
-            input_ids.numpy(force=True),
-            log_weights,
-            pad_token_id=self._pad_token_id,
-            prf_key=self._prf_key,
-            window=self._window,
-            unmarked=self._unmarked,
-        )
+        tokens = self._draw(input_ids.numpy(force=True), log_weights, self._pad_token_id)
         return torch.from_numpy(race.one_hot(tokens, log_weights)).to(scores)
 
 
