@@ -201,4 +201,13 @@ def test_ids(
     return combine.best_of(parts, test="gumbel-best-of-three")
 
 
+def token_log_tails(ids: Words, prf_key: Words, config: GumbelConfig) -> npt.NDArray[np.float64]:
+    """See `testers.Tester.token_log_tails`."""
+    found = observe(ids, prf_key, config)
+    out = np.full(len(ids), np.nan)
+    # Under H0 a score is at most Exp(1) in law, so -score is the logarithm of its tail probability.
+    out[found.positions] = np.minimum(0.0, -sum_scores(found.words))
+    return out
+
+
 test_ids.__test__ = False  # type: ignore[attr-defined]  # pytest collects functions named test_*

@@ -50,6 +50,13 @@ class Tester(Protocol):
         best of several, corrected for the choice, with one.
         """
 
+    def token_log_tails(self, ids: Words, prf_key: Words, config: Any) -> npt.NDArray[np.float64]:
+        """For pictures: the evidence of each token of a text, float64, shape (n,).
+
+        Natural log of the chance under the null of a score at least as large as the token's own; NaN where the token
+        does not count.
+        """
+
 
 def tester(config: SchemeConfig) -> Tester:
     """The tests of a key's scheme.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,14 +31,13 @@ def excerpt_of(doc_id: str, text: str, tokenizer: LoadedTokenizer, key: SecretKe
     tokenizer, key
         As in the test.
     """
-    from assay.watermark.gumbel import pivots, sum_scores
+    from assay.detection.testers import tester
+    from assay.watermark.keys import use_key
 
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    found = pivots(np.asarray(encoding.ids, dtype=np.uint32), key)
-    tails: list[float | None] = [None] * len(encoding.ids)
-    # Under H0 a score is at most Exp(1) in law, so -score is the logarithm of its tail probability.
-    for position, score in zip(found.positions.tolist(), sum_scores(found.words).tolist(), strict=True):
-        tails[position] = min(0.0, -score)
+    ids = np.asarray(encoding.ids, dtype=np.uint32)
+    log_tails = tester(key.config).token_log_tails(ids, use_key(key), key.config)
+    tails = [None if math.isnan(tail) else tail for tail in log_tails.tolist()]
     return fit(Excerpt(doc_id=doc_id, pieces=_pieces(text, encoding.offsets), log_tail=tuple(tails)))
 
 

@@ -24,6 +24,7 @@ from assay.report.columns import Identity, ResultColumns, most_certain
 from assay.report.excerpts import clean, excerpt_of
 from assay.report.records import Excerpt, InputFile, KeyRecord, RejectReason, TokenizerRecord
 from assay.report.report import Report
+from assay.watermark.schemes import config_from
 
 if TYPE_CHECKING:
     from assay.detection.text import LoadedTokenizer
@@ -61,7 +62,7 @@ def from_run(
         made=made,
         listed=listed,
         keys=[_key_record(description) for description in summary.keys],
-        tests=("gumbel-sum",),
+        tests=tuple(dict.fromkeys(_model_free_test(description) for description in summary.keys)),
         nulls=(summary.null,),
         assumptions=summary.assumptions,
         inputs=_inputs(out_dir / "inputs.jsonl"),
@@ -70,6 +71,14 @@ def from_run(
         rejects=[RejectReason(reason=reason, rows=rows) for reason, rows in summary.rejects_by_reason.items()],
     )
     return assemble(columns, fdr, shown, circumstances)
+
+
+def _model_free_test(key: dict[str, Any]) -> str:
+    """The name of the test that a corpus run makes of a key."""
+    from assay.detection.testers import tester
+
+    known = tester(config_from(key["scheme"], key["version"], key["parameters"]))
+    return f"{key['scheme']}-{known.TESTS[0]}"
 
 
 def _columns(path: Path) -> ResultColumns:
