@@ -60,6 +60,54 @@ def green_chance(law: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) ->
     return min(1.0, (1.0 + 1.0 / bonus) * tilted)
 
 
+def green_chances(laws: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) -> npt.NDArray[np.float64]:
+    """`green_chance` of many laws at once, for the laws of a model's tokens.
+
+    Parameters
+    ----------
+    laws
+        float64, shape (n, V): one law per row.
+    gamma, delta
+        As in `green_chance`.
+
+    Returns
+    -------
+    float64, shape (n,). Relative error below 1e-4: probabilities within 5 % of each other are merged into their mean,
+    which moves the exponents in the integral by their variance only.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    share = check_level(gamma, "gamma")
+    if not delta > 0.0:
+        raise ValueError(f"delta must be greater than 0, got {delta}.")
+    table = np.asarray(laws, dtype=np.float64)
+    if table.ndim != 2:
+        raise ValueError(f"laws must have shape (n, V), got {table.shape}.")
+    table = np.array([check_law(row, f"laws[{t}]") for t, row in enumerate(table)]).reshape(table.shape)
+    if delta > 700.0:
+        return -np.expm1(np.count_nonzero(table, axis=1) * math.log1p(-share))
+    bonus = math.expm1(delta)
+    y = np.arange(-20.0, 4.0, 0.25)
+    v = np.exp(y)
+    # Below this the factor of a token is linear in its probability, and one cell will do for all.
+    floor = math.log(1e-5 / max(bonus, 1.0))
+    cells = 2 + int(-floor / 0.05)
+    with np.errstate(divide="ignore"):
+        cell = np.clip((np.log(table) - floor) / 0.05 + 1.0, 0.0, cells - 1.0).astype(np.int64)
+    row = np.arange(len(table))[:, None] * cells
+    count = np.bincount((row + cell).ravel(), (table > 0.0).ravel(), len(table) * cells)
+    mass = np.bincount((row + cell).ravel(), table.ravel(), len(table) * cells)
+    used = np.flatnonzero(count)
+    factors = count[used, None] * np.log1p(share * np.expm1(-bonus * (mass[used] / count[used])[:, None] * v))
+    bounds = np.searchsorted(used, np.arange(len(table)) * cells)
+    log_product = np.add.reduceat(factors, bounds, axis=0) if len(table) else np.empty((0, len(v)))
+    tilted = (0.25 * np.exp(y - v)) @ -np.expm1(log_product).T
+    return np.minimum(1.0, (1.0 + 1.0 / bonus) * tilted)
+
+
 def last_kept(n: npt.ArrayLike, gamma: float, alpha: float) -> npt.NDArray[np.int64]:
     """The largest green count that the exact test of level alpha does not reject, elementwise in n."""
     # Not scipy's binom.isf, which goes through 1 - alpha and returns n for every alpha below 1e-16.

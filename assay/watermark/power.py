@@ -5,6 +5,7 @@ Source: Huang et al. (2023), arXiv:2312.07930, section 4.
 """
 
 from assay.watermark._green import green_chance as green_chance
+from assay.watermark._green import green_chances as green_chances
 from assay.watermark._iid import TESTS as TESTS
 from assay.watermark._iid import Test as Test
 from assay.watermark._iid import TokenCount as TokenCount
