@@ -1,0 +1,140 @@
+"""How much likelier the mark makes each green coin, given text, model and the colours of coins that are not tested.
+
+A position whose law is p and whose list has bonus delta shows token y with probability p_y e^{delta g_y} / (1 + a G),
+a = e^delta - 1, G = sum of p over the green. Derivation: docs/explanation/schemes.md, "Green list".
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from assay.detection.bits import Floats, bounded
+from assay.detection.model_view import ModelView
+from assay.kernels.chacha import Words
+from assay.watermark._coins import MEMBER, Coins, threshold_of
+from assay.watermark.fixed_list import FixedListConfig
+from assay.watermark.green_list import MAX_DELTA, GreenListConfig, anchors_of
+
+
+def bonus(delta: float | None) -> float:
+    """The bonus in the formulas: the hard list is the largest one."""
+    return MAX_DELTA if delta is None else delta
+
+
+def left_log_odds(
+    ids: Words, prompt_length: int, coins: Coins, prf_key: Words, config: GreenListConfig, model: ModelView
+) -> Floats:
+    """Seeding "left": log odds ratio of each coin, float64, shape (k, 1), from all positions that share its list.
+
+    The colours of tested coins enter by their mean alone, so the result does not depend on them.
+    """
+    from assay.kernels import race, tilted_laws
+
+    window, chance = config.window, config.chance
+    coins_of: dict[bytes, list[int]] = {}
+    for number, position in enumerate((coins.positions + prompt_length).tolist()):
+        coins_of.setdefault(ids[position - window : position].tobytes(), []).append(number)
+    tokens = ids[coins.positions + prompt_length].astype(np.int64)
+    log_odds = np.zeros(len(tokens))
+    for first, log_rows in model.rows():
+        skipped = max(0, window - prompt_length - first)
+        places = np.arange(first + skipped, first + len(log_rows)) + prompt_length
+        if len(places) == 0:
+            continue
+        laws = log_rows[skipped:]
+        contexts = np.lib.stride_tricks.sliding_window_view(ids, window)[places - window]
+        tested = [np.array(coins_of.get(context.tobytes(), []), dtype=np.int64) for context in contexts]
+        others = tilted_laws.member_masses(
+            race.subkeys(prf_key, contexts),
+            laws,
+            [tokens[numbers] for numbers in tested],
+            stream=MEMBER,
+            threshold=threshold_of(config.gamma),
+        )
+        for row, numbers in enumerate(tested):
+            shares = _probabilities(laws[row : row + 1], tokens[numbers])[0]
+            seen = tokens[numbers] == ids[places[row]]
+            log_odds[numbers] += _evidence(shares, seen, others[row], chance, bonus(config.delta))
+    return bounded(log_odds)[:, None]
+
+
+def fixed_log_odds(
+    ids: Words, prompt_length: int, coins: Coins, prf_key: Words, config: FixedListConfig, model: ModelView
+) -> Floats:
+    """One list for all positions: log odds ratio of each token id, float64, shape (k, 1), from every position.
+
+    The colours of tested ids enter by their mean alone, so the result does not depend on them.
+    """
+    from assay.kernels import race, tilted_laws
+
+    tokens = ids[coins.positions + prompt_length].astype(np.int64)
+    key = race.subkeys(prf_key, np.empty((1, 0), dtype=np.uint32))
+    log_odds = np.zeros(len(tokens))
+    for first, log_rows in model.rows():
+        rows = len(log_rows)
+        others = tilted_laws.member_masses(
+            np.repeat(key, rows, axis=0),
+            log_rows,
+            [tokens] * rows,
+            stream=MEMBER,
+            threshold=threshold_of(config.gamma),
+        )
+        shares = _probabilities(log_rows, tokens)
+        seen = tokens == ids[prompt_length + first : prompt_length + first + rows, None]
+        log_odds += _evidence(shares, seen, others[:, None], config.chance, bonus(config.delta)).sum(axis=0)
+    return bounded(log_odds)[:, None]
+
+
+def self_log_odds(
+    ids: Words, prompt_length: int, coins: Coins, prf_key: Words, config: GreenListConfig, model: ModelView
+) -> Floats:
+    """Seeding "self": log odds ratio of each coin, float64, shape (k, 1), from the positions that show it.
+
+    Lists of different contexts share coins, so the green mass of the other candidates enters by its mean.
+    """
+    window, chance = config.window, config.chance
+    places = np.arange(max(window, prompt_length), len(ids))
+    log_odds = np.zeros(len(coins.positions))
+    if len(places) == 0:
+        return log_odds[:, None]
+    contexts = np.lib.stride_tricks.sliding_window_view(ids, window)[places - window]
+    anchors = anchors_of(contexts, ids[places], prf_key)
+    number_of = {}
+    tested = set((coins.positions + prompt_length).tolist())
+    shares = np.exp(np.nan_to_num(model.log_prob, nan=0.0))
+    order = 0
+    for place, anchor, token in zip(places.tolist(), anchors.tolist(), ids[places].tolist(), strict=True):
+        if place in tested:
+            number_of[anchor, token] = order
+            order += 1
+        number = number_of.get((anchor, token))
+        if number is not None:
+            share = shares[place - prompt_length : place - prompt_length + 1]
+            others = chance * (1.0 - share[0])
+            log_odds[number] += _evidence(share, np.array([True]), others, 0.0, bonus(config.delta))[0]
+    return bounded(log_odds)[:, None]
+
+
+def _probabilities(log_rows: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> Floats:
+    """Probabilities of some ids under each row, shape (rows, ids); 0 for ids beyond the model's vocabulary."""
+    known = tokens < log_rows.shape[1]
+    shares = np.zeros((len(log_rows), len(tokens)))
+    shares[:, known] = np.exp(log_rows[:, tokens[known]].astype(np.float64))
+    return shares
+
+
+def _evidence(
+    shares: Floats, seen: npt.NDArray[np.bool_], others: Floats | float, chance: float, delta: float
+) -> Floats:
+    """Log of P(token drawn | coin green) / P(token drawn | coin red) at one position, for each coin of the last axis.
+
+    shares: the coins' probabilities. seen: whether the token drawn is the coin's. others: green mass of candidates that
+    are not tested; tested ones other than the coin itself add `chance` times their probability.
+    """
+    a = math.expm1(delta)
+    green = others + chance * (shares.sum(axis=-1, keepdims=True) - shares)
+    found: Floats = np.nan_to_num(np.where(seen, delta, 0.0) - np.log1p(a * shares / (1.0 + a * green)))
+    return found
