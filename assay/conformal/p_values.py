@@ -1,0 +1,284 @@
+"""Conformal p-values: where a new score lies among the scores of texts known to be human.
+
+Under H0 the new text is exchangeable with the calibration texts, and P(p <= a) <= a with no assumption on the score.
+Reference: Vovk, Gammerman, Shafer (2005), Prop. 2.8; Bates, Candes, Lei, Romano, Sesia (2023), Ann. Statist. 51,
+arXiv:2104.08279; Tibshirani, Barber, Candes, Ramdas (2019), arXiv:1904.06019 (weights).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from assay.conformal.conditional import monte_carlo_bounds, simes_bounds
+
+Floats = npt.NDArray[np.float64]
+Alternative = Literal["greater", "less"]
+Ties = Literal["conservative", "smoothed"]
+Guarantee = Literal["marginal", "simes", "monte-carlo"]
+
+_EVERYONE = "all texts"
+
+
+class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """p-values of "this text is human" from the scores of human texts.
+
+    Guarantee "marginal": over the draw of calibration texts and of the new text together, P(p <= a) <= a for every a.
+    Guarantee "simes" or "monte-carlo": with probability at least `confidence` over the calibration texts, the rate of
+    false positives that THESE calibration texts lead to is at most a, for all a at once. With groups, each guarantee
+    holds within each group. Condition: new human texts are exchangeable with the calibration texts (of their group),
+    and the scorer is the same.
+
+    Parameters
+    ----------
+    alternative
+        Which scores speak against the null: "greater" or "less".
+    ties
+        "conservative" counts a tie as a full point against the text; "smoothed" breaks ties at random with the
+        generator given to `p_values`, which makes marginal p-values exactly uniform.
+    guarantee
+        "marginal", or calibration-conditional by the generalised Simes inequality ("simes", the sharper for small
+        p-values; those above about a half become 1) or by a band fitted by Monte Carlo ("monte-carlo", even over all).
+    confidence
+        Of the calibration-conditional guarantees, in (0, 1).
+    level
+        The smallest level at which p-values will be used, in (0, 1). A group with fewer than 1 / level - 1 calibration
+        texts cannot reach it and is refused.
+    simulations
+        Monte-Carlo draws of the band, >= 100; the band is valid for any number.
+    random_state
+        Seed of the band's draws, an integer.
+
+    Attributes
+    ----------
+    groups_
+        Names of the groups, sorted.
+    counts_
+        Calibration texts of each group, in that order.
+    effective_sizes_
+        The same for weighted texts: (sum w)^2 / sum w^2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> human = np.random.default_rng(0).normal(size=999)
+    >>> ConformalPValues().fit(human).p_values([human.max() + 1.0])
+    array([0.001])
+    """
+
+    def __init__(
+        self,
+        *,
+        alternative: Alternative = "greater",
+        ties: Ties = "conservative",
+        guarantee: Guarantee = "marginal",
+        confidence: float = 0.9,
+        level: float = 0.05,
+        simulations: int = 1000,
+        random_state: int = 0,
+    ) -> None:
+        self.alternative = alternative
+        self.ties = ties
+        self.guarantee = guarantee
+        self.confidence = confidence
+        self.level = level
+        self.simulations = simulations
+        self.random_state = random_state
+
+    def fit(self, scores: npt.ArrayLike, groups: Any = None, *, weights: npt.ArrayLike | None = None) -> Any:
+        """Keep the scores of human texts, sorted.
+
+        Parameters
+        ----------
+        scores
+            Shape (n,), finite: one score per text.
+        groups
+            Shape (n,): the group of each text (length bin, domain, language), as strings or integers; None for one
+            group (Mondrian conformal prediction).
+        weights
+            Shape (n,), positive: how likely each text's covariates are among new texts relative to the calibration
+            texts, up to a common factor. None for equal weights. Only for guarantee "marginal" and conservative ties.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            On settings out of range, scores that are not finite, or a group with too few texts for `level`.
+        """
+        self._check_settings(weighted=weights is not None)
+        values = _finite("scores", scores)
+        if len(values) == 0:
+            raise ValueError("scores must have at least one text, got none. Score human texts first.")
+        labels = _labels("groups", groups, len(values))
+        masses = np.ones(len(values)) if weights is None else _positive("weights", weights, len(values))
+        self.groups_, places = np.unique(labels, return_inverse=True)
+        self.counts_ = np.bincount(places)
+        self._refuse_small_groups()
+        signed = values if self.alternative == "greater" else -values
+        self._scores: list[Floats] = []
+        self._masses: list[Floats] = []
+        self._bounds: list[Floats | None] = []
+        for place in range(len(self.groups_)):
+            member = places == place
+            order = np.argsort(signed[member], kind="stable")
+            self._scores.append(signed[member][order])
+            self._masses.append(masses[member][order])
+            self._bounds.append(self._conditional_bounds(int(self.counts_[place])))
+        self.effective_sizes_ = np.array([m.sum() ** 2 / np.sum(m**2) for m in self._masses])
+        self._weighted = weights is not None
+        return self
+
+    def p_values(
+        self,
+        scores: npt.ArrayLike,
+        groups: Any = None,
+        *,
+        weights: npt.ArrayLike | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Floats:
+        """The p-value of each new text.
+
+        Parameters
+        ----------
+        scores, groups, weights
+            As in `fit`, one entry per new text.
+        rng
+            Breaks ties; needed for ties="smoothed".
+
+        Returns
+        -------
+        float64, shape (m,), in (0, 1].
+
+        Raises
+        ------
+        ValueError
+            On scores that are not finite, a group that was not calibrated, or a missing generator or weight.
+
+        Notes
+        -----
+        O(log n) per text. p-values of texts that share calibration texts are positively dependent (PRDS), so the
+        Benjamini-Hochberg procedure controls the false discovery rate (Bates et al., Thm 2; not for weighted ones).
+        """
+        check_is_fitted(self)
+        values = _finite("scores", scores)
+        labels = _labels("groups", groups, len(values))
+        if (weights is not None) != self._weighted:
+            raise ValueError(
+                "weights must be given for new texts if and only if the calibration texts had them, got "
+                f"{'some' if weights is not None else 'none'}."
+            )
+        masses = np.ones(len(values)) if weights is None else _positive("weights", weights, len(values))
+        if self.ties == "smoothed" and not isinstance(rng, np.random.Generator):
+            raise ValueError("rng must be a numpy.random.Generator for ties='smoothed', got None.")
+        places = self._places(labels)
+        signed = values if self.alternative == "greater" else -values
+        out = np.empty(len(values))
+        for place in np.unique(places):
+            member = places == place
+            out[member] = self._of_group(place, signed[member], masses[member], rng)
+        return out
+
+    def _of_group(self, place: int, signed: Floats, masses: Floats, rng: np.random.Generator | None) -> Floats:
+        known, bounds = self._scores[place], self._bounds[place]
+        below = np.searchsorted(known, signed, side="left")
+        if self._weighted:
+            # Mass of the calibration texts at least as extreme, from the top down so that no digits cancel.
+            tail = np.append(np.cumsum(self._masses[place][::-1])[::-1], 0.0)
+            weighted: Floats = (tail[below] + masses) / (tail[0] + masses)
+            return weighted
+        n = len(known)
+        at_least = n - below
+        if self.ties == "smoothed" and rng is not None:
+            above = n - np.searchsorted(known, signed, side="right")
+            # 1 - random() lies in (0, 1]: a p-value of 0 would be a claim that no data support.
+            ranks = above + (1.0 - rng.random(len(signed))) * (1 + at_least - above)
+            smoothed: Floats = ranks / (n + 1)
+            return smoothed
+        if bounds is not None:
+            conditional: Floats = bounds[at_least]
+            return conditional
+        marginal: Floats = (1.0 + at_least) / (n + 1)
+        return marginal
+
+    def _conditional_bounds(self, n: int) -> Floats | None:
+        if self.guarantee == "marginal":
+            return None
+        if self.guarantee == "simes":
+            return simes_bounds(n, self.confidence)
+        rng = np.random.default_rng(self.random_state)
+        return monte_carlo_bounds(n, self.confidence, simulations=self.simulations, rng=rng)
+
+    def _places(self, labels: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
+        places = np.searchsorted(self.groups_, labels)
+        unknown = (places == len(self.groups_)) | (self.groups_[np.minimum(places, len(self.groups_) - 1)] != labels)
+        if unknown.any():
+            raise ValueError(
+                f"groups must be among the calibrated ones {self.groups_.tolist()}, got {str(labels[unknown][0])!r}. "
+                "Calibrate on human texts of that group."
+            )
+        return places
+
+    def _refuse_small_groups(self) -> None:
+        needed = math.ceil(1.0 / self.level - 1.0 - 1e-9)
+        small = self.counts_ < needed
+        if small.any():
+            names = ", ".join(
+                f"{g!r} has {c}" for g, c in zip(self.groups_[small].tolist(), self.counts_[small], strict=True)
+            )
+            raise ValueError(
+                f"each group needs at least {needed} calibration texts for level {self.level:.3g}: {names}. Add human "
+                "texts, merge groups, or raise level."
+            )
+
+    def _check_settings(self, *, weighted: bool) -> None:
+        for name, kind in (("alternative", Alternative), ("ties", Ties), ("guarantee", Guarantee)):
+            accepted = get_args(kind)
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} must be one of {list(accepted)}, got {getattr(self, name)!r}.")
+        for name in ("confidence", "level"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}.")
+        if self.simulations < 100:
+            raise ValueError(f"simulations must be at least 100, got {self.simulations}.")
+        if self.guarantee != "marginal" and (self.ties == "smoothed" or weighted):
+            raise ValueError(
+                f"guarantee {self.guarantee!r} is for conservative ties and equal weights. Use guarantee='marginal'."
+            )
+        if weighted and self.ties == "smoothed":
+            raise ValueError("weights need ties='conservative', got ties='smoothed'.")
+
+
+def _finite(name: str, values: npt.ArrayLike) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,), got {array.shape}.")
+    if not np.isfinite(array).all():
+        at = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(f"{name} must be finite, got {array[at]} at {at}. Leave out texts that could not be scored.")
+    return array
+
+
+def _positive(name: str, values: npt.ArrayLike, count: int) -> Floats:
+    array = _finite(name, values)
+    if len(array) != count or not (array > 0).all():
+        raise ValueError(
+            f"{name} must be {count} positive numbers, got {len(array)}, the least {array.min(initial=np.inf):.3g}."
+        )
+    return array
+
+
+def _labels(name: str, values: Any, count: int) -> npt.NDArray[np.str_]:
+    if values is None:
+        return np.full(count, _EVERYONE)
+    array = np.asarray(values)
+    if array.shape != (count,) or array.dtype.kind not in "USiu":
+        raise ValueError(f"{name} must be {count} strings or integers, got shape {array.shape} of {array.dtype}.")
+    return array.astype(np.str_)
