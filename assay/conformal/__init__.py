@@ -1,0 +1,30 @@
+"""Conformal prediction: calibrated p-values, intervals for sequences, exact sets of hidden states, alarms."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+# Loaded on first use: the room is light until something is taken from it.
+_HOME = {
+    "ACI": "aci",
+    "ConformalPID": "pid",
+    "DtACI": "aci",
+    "EnbPI": "enbpi",
+    "SPCI": "spci",
+    "ShortCalibrationWarning": "_sequence",
+    "SplitConformal": "split",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value: object = getattr(import_module(f"assay.conformal.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'assay.conformal' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)
