@@ -111,7 +111,7 @@ def observe(ids: Words, prf_key: Words, config: DipmarkConfig, *, prompt_length:
 
 
 def sampler(prf_key: Words, config: DipmarkConfig, unmarked: Words) -> Sampler:
-    """See `schemes.sampler`.
+    """See `schemes.sampler_of`.
 
     Guarantee: over uniform keys and seeds a text has the law of the model, up to 2**-32 per id (two words may be
     equal; the lower id then comes first). Tokens with too short a context, or one that was followed by a token before,

@@ -113,7 +113,7 @@ def observe(ids: Words, prf_key: Words, config: FixedListConfig, *, prompt_lengt
 
 
 def sampler(prf_key: Words, config: FixedListConfig, unmarked: Words) -> Sampler:
-    """See `schemes.sampler`. Every token is drawn from the tilted law."""
+    """See `schemes.sampler_of`. Every token is drawn from the tilted law."""
     boost = math.inf if config.delta is None else math.exp(config.delta)
 
     def draw(

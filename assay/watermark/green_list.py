@@ -198,7 +198,7 @@ def list_subkeys(contexts: Words, prf_key: Words, config: GreenListConfig) -> tu
 
 
 def sampler(prf_key: Words, config: GreenListConfig, unmarked: Words) -> Sampler:
-    """See `schemes.sampler`. Every token that `window` tokens precede is drawn from the tilted law.
+    """See `schemes.sampler_of`. Every token that `window` tokens precede is drawn from the tilted law.
 
     Repeated contexts are tilted too: the law of the text is not the model's anyway, and new tokens after a known
     context are new coins.

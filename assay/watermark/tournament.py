@@ -98,7 +98,7 @@ def observe(ids: Words, prf_key: Words, config: TournamentConfig, *, prompt_leng
 
 
 def sampler(prf_key: Words, config: TournamentConfig, unmarked: Words) -> Sampler:
-    """See `schemes.sampler`.
+    """See `schemes.sampler_of`.
 
     Guarantee: over uniform keys and seeds a text has the law of the model, within the resolution of the PRF words.
     Tokens with too short a context, or one that was followed by a token before, are drawn from the model's law itself.
