@@ -34,8 +34,9 @@ def detect(
     ],
     *,
     key: Annotated[
-        list[str], typer.Option("--key", metavar="ID", help='Id of the key; repeat it, or "all" for every usable key.')
-    ],
+        list[str] | None,
+        typer.Option("--key", metavar="ID", help='Id of the key; repeat it, or "all" for every usable key.'),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Test a corpus and put the results here.")
     ] = None,
@@ -74,10 +75,45 @@ def detect(
         int | None, typer.Option(min=1, help="Processes; default all cores.", show_default=False)
     ] = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = 0.01,
+    null: Annotated[
+        str,
+        typer.Option(help='"no-key": is a mark there? "human": could a human have written it? Needs --calibration.'),
+    ] = "no-key",
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --null human: what `assay calibrate` wrote.")
+    ] = None,
+    other_model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="With --null human: the second model of the calibration.")
+    ] = None,
     shard_rows: Annotated[int, typer.Option(min=1, help="Documents in a shard, the unit of resuming.")] = 2000,
     as_json: AsJson = False,
 ) -> None:
-    """Test texts for the mark of a key."""
+    """Test texts for the mark of a key, or against "a human wrote it"."""
+    if null not in ("no-key", "human"):
+        raise typer.BadParameter(f'--null must be "no-key" or "human", got {null!r}.')
+    if (null == "human") != (calibration is not None):
+        raise typer.BadParameter("--null human and --calibration FILE go together.")
+    if calibration is not None:
+        if key:
+            raise typer.BadParameter("--key is for marks; --null human needs none.")
+        from assay._cli_human import detect_human
+
+        with refusals():
+            detect_human(
+                paths,
+                calibration,
+                out=out,
+                model=model,
+                other_model=other_model,
+                text_column=text_column,
+                id_column=id_column,
+                group_column=source_column,
+                fdr=fdr,
+                as_json=as_json,
+            )
+        return
+    if not key:
+        raise typer.BadParameter('give --key ID, or "all"; or --null human with a calibration.')
     if out is None and len(paths) != 1:
         raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
     if out is not None and (model is not None or prompt is not None):

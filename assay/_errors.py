@@ -31,5 +31,9 @@ class RunError(AssayError, RuntimeError):
     """A corpus run that cannot start or resume as asked."""
 
 
+class CalibrationError(AssayError, ValueError):
+    """A calibration file that cannot be read, or a scorer that is not the calibrated one."""
+
+
 class MissingDependencyError(AssayError, ImportError):
     """An optional dependency that the call needs and that is not installed."""

@@ -9,6 +9,7 @@ import typer
 from assay import __version__
 from assay._cli_demo import demo
 from assay._cli_detect import detect
+from assay._cli_human import calibrate
 from assay._cli_keys import keys_app
 from assay._cli_report import report, verify
 
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(detect)
+app.command()(calibrate)
 app.command()(report)
 app.command()(verify)
 app.add_typer(keys_app, name="keys")

@@ -90,11 +90,13 @@ class TestResult:
         """The result as one sentence for a reader who knows no statistics."""
         if self.n_scored == 0:
             return "Nothing could be tested: no token has enough text before it, so the result says nothing either way."
-        key = f" under key {self.key_id!r}" if self.key_id is not None else ""
         odds = format_pvalue(self.log_pvalue)
+        counted = f"({self.n_scored} of {self.n_tokens} tokens counted)"
+        if self.key_id is None:
+            return f"If {self.null}, evidence this strong would appear with probability at most {odds} {counted}."
         return (
-            f"If the text had been written without the key, evidence this strong{key} would appear with probability "
-            f"at most {odds} ({self.n_scored} of {self.n_tokens} tokens counted)."
+            f"If the text had been written without the key, evidence this strong under key {self.key_id!r} would appear "
+            f"with probability at most {odds} {counted}."
         )
 
     def __repr__(self) -> str:

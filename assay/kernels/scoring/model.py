@@ -16,6 +16,7 @@ import torch
 from assay.kernels.scoring import statistics
 from assay.kernels.scoring.causal import take_apart
 from assay.kernels.scoring.decoding import Decoding, warp
+from assay.kernels.scoring.fingerprint import weights_sha256
 from assay.kernels.scoring.head import Projection
 from assay.kernels.scoring.statistics import DEFAULT_TILTS, TokenStatistics
 from assay.kernels.scoring.tokens import score_logits, score_tokens
@@ -106,6 +107,29 @@ class ModelScorer:
     def full_logits_reason(self) -> str:
         """Why the model's own logits are used, all held at once; empty where the projection runs on its own."""
         return self._parts.reason
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides this scorer's numbers, as a JSON-ready dict: two scorers with equal dicts score alike.
+
+        Returns
+        -------
+        dict of name (where the model came from, for people), weights_sha256, dtype, logits_dtype, window, stride and
+        bos, the id that documents without a prompt are read after, or None.
+
+        Notes
+        -----
+        Hashing reads all weights, about a second per gigabyte.
+        """
+        parameters = next(iter(self.model.parameters()))
+        return {
+            "name": str(getattr(self.model, "name_or_path", "") or type(self.model).__name__),
+            "weights_sha256": weights_sha256(self.model),
+            "dtype": str(parameters.dtype).removeprefix("torch."),
+            "logits_dtype": str(self._logits_dtype).removeprefix("torch."),
+            "window": self.window,
+            "stride": self.stride,
+            "bos": int(self._bos[0]) if len(self._bos) else None,
+        }
 
     def score(
         self,

@@ -1,0 +1,195 @@
+"""`assay calibrate` and `assay detect --null human`: a zero-shot score calibrated on human texts, and its p-values.
+
+Results go to stdout, progress and messages to stderr. Exit codes as those of `assay detect`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from assay._cli_output import AsJson, refusals, say, wants_json, write_json
+
+if TYPE_CHECKING:
+    from assay.conformal.calibration import Calibration
+    from assay.detection.corpus.reading import Document
+    from assay.detection.result import TestResult
+    from assay.kernels.scoring.model import ModelScorer
+
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Field that names a text's group (domain, language): each is calibrated apart."),
+]
+
+
+def calibrate(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="HUMAN texts: files, folders, patterns, as for `detect`.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Write the calibration here.")],
+    model: Annotated[
+        str, typer.Option(metavar="PATH", help='The scoring model: folder, hub id or "default".')
+    ] = "default",
+    other_model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The second model, for --score binoculars.")
+    ] = None,
+    score: Annotated[
+        str, typer.Option(help="curvature, log_perplexity, entropy_gap, rank, log_rank, lrr or binoculars.")
+    ] = "curvature",
+    text_column: Annotated[str, typer.Option(metavar="NAME", help="Field that holds the text.")] = "text",
+    group_column: GroupColumn = None,
+    length_edges: Annotated[
+        str,
+        typer.Option(metavar="N,N,...", help="Calibrate length bins apart, which begin at these numbers of tokens."),
+    ] = "",
+    guarantee: Annotated[
+        str, typer.Option(help="marginal, simes or monte-carlo: on average, or for this very calibration set.")
+    ] = "marginal",
+    confidence: Annotated[float, typer.Option(help="Of simes and monte-carlo.")] = 0.9,
+    level: Annotated[
+        float, typer.Option(help="The smallest level that will be used; small groups are refused.")
+    ] = 0.05,
+    min_tokens: Annotated[int, typer.Option(min=1, help="Leave out shorter texts.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate a score on human texts, so that its p-values have a known rate of false positives."""
+    with refusals():
+        from assay.conformal.human import calibrate as fit
+
+        documents = list(_documents(paths, text_column, group_column))
+        scorer, other = _scorer(model), None if other_model is None else _scorer(other_model)
+        made = fit(
+            [document.text for document in documents],
+            scorer,
+            score=score,
+            other=other,
+            groups=None if group_column is None else [_group(document) for document in documents],
+            length_edges=_edges(length_edges),
+            guarantee=guarantee,  # type: ignore[arg-type]  # checked by what is called
+            confidence=confidence,
+            level=level,
+            min_tokens=min_tokens,
+            progress=True,
+        )
+        made.save(out)
+    say(f"wrote {out}")
+    if wants_json(as_json):
+        write_json(_summary(made))
+        return
+    typer.echo(f"Calibration {made.id}: {len(made.scores)} human texts, score {made.score}.")
+    for name, count in zip(made.p_values.groups_, made.p_values.counts_, strict=True):
+        typer.echo(f"  {name}: {count} texts; effective for levels down to {1 / (count + 1):.2g}")
+
+
+def detect_human(
+    paths: Sequence[str],
+    calibration: Path,
+    *,
+    out: Path | None,
+    model: str | None,
+    other_model: str | None,
+    text_column: str,
+    id_column: str | None,
+    group_column: str | None,
+    fdr: float,
+    as_json: bool,
+) -> None:
+    """Test texts against "a human wrote it": one result per line, with q-values by Benjamini-Hochberg."""
+    from assay.conformal.calibration import Calibration
+    from assay.conformal.human import human_tests
+
+    known = Calibration.load(calibration)
+    documents = list(_documents(paths, text_column, group_column, id_column))
+    scorer = _scorer(model or known.scorer.name)
+    second = other_model or (None if known.other is None else known.other.name)
+    results = human_tests(
+        [document.text for document in documents],
+        known,
+        scorer,
+        other=None if second is None else _scorer(second),
+        groups=[_group(document) for document in documents] if known.grouped else None,
+        progress=len(documents) > 1,
+    )
+    rows = list(_rows(documents, results, fdr))
+    if out is not None:
+        from assay.detection.corpus.ledger import write_atomically
+
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "results.jsonl", lines.encode())
+        say(f"wrote {out / 'results.jsonl'}")
+    if len(results) == 1 and not wants_json(as_json) and out is None:
+        typer.echo(results[0].sentence())
+        typer.echo(repr(results[0]))
+        return
+    flagged = sum(row["flagged"] for row in rows)
+    if wants_json(as_json) and out is None:
+        for row in rows:
+            typer.echo(json.dumps(row))
+        return
+    summary = {"documents": len(rows), "flagged": flagged, "fdr": fdr, "calibration": known.id}
+    if wants_json(as_json):
+        write_json(summary)
+        return
+    typer.echo(f"{len(rows):,} texts tested, {flagged:,} flagged at a false discovery rate of {fdr:.3g}.")
+
+
+def _rows(documents: Sequence[Document], results: Sequence[TestResult], fdr: float) -> Iterator[dict[str, Any]]:
+    from assay.detection.multiplicity import benjamini_hochberg
+
+    if not 0.0 < fdr < 1.0:
+        raise ValueError(f"fdr must be in (0, 1), got {fdr}.")
+    log_q = benjamini_hochberg([result.log_pvalue for result in results])
+    for document, result, q in zip(documents, results, log_q.tolist(), strict=True):
+        yield {"doc_id": document.doc_id, "qvalue": math.exp(q), "flagged": q <= math.log(fdr)} | result.to_dict()
+
+
+def _documents(
+    paths: Sequence[str], text_column: str, group_column: str | None, id_column: str | None = None
+) -> Iterator[Document]:
+    """Documents in order; what cannot be read is named on stderr and left out."""
+    from assay._errors import RunError
+    from assay.detection.corpus.reading import Columns, Document, read
+    from assay.detection.corpus.sources import find_inputs
+
+    inputs = find_inputs(paths)
+    if not inputs:
+        raise RunError(f"paths: nothing to read at {', '.join(paths)}. Name text, JSON-lines or Parquet files.")
+    columns = Columns(text=text_column, id=id_column, source=group_column)
+    for row in read(inputs, columns):
+        if isinstance(row, Document):
+            yield row
+        else:
+            say(f"warning: {row.name}, line {row.line}: {row.reason} {row.detail}".rstrip())
+
+
+def _group(document: Document) -> str:
+    if document.source is None:
+        raise ValueError(f"the group column must name a group for every text, {document.doc_id!r} has none.")
+    return document.source
+
+
+def _scorer(model: str) -> ModelScorer:
+    from assay.kernels.scoring.model import ModelScorer
+    from assay.models import load_model, load_tokenizer_for_generation
+
+    return ModelScorer(load_model(model), load_tokenizer_for_generation(model))
+
+
+def _edges(text: str) -> list[int]:
+    try:
+        return [int(piece) for piece in text.split(",") if piece.strip()]
+    except ValueError:
+        raise ValueError(f"--length-edges must be numbers of tokens such as 50,100,200, got {text!r}.") from None
+
+
+def _summary(made: Calibration) -> dict[str, Any]:
+    counts = dict(zip(made.p_values.groups_.tolist(), made.p_values.counts_.tolist(), strict=True))
+    kept = {"id": made.id, "score": made.score, "texts": len(made.scores), "groups": counts}
+    return kept | {"guarantee": made.p_values.guarantee, "texts_sha256": made.texts_sha256}
