@@ -88,7 +88,8 @@ def green_chances(laws: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) 
         raise ValueError(f"laws must have shape (n, V), got {table.shape}.")
     table = np.array([check_law(row, f"laws[{t}]") for t, row in enumerate(table)]).reshape(table.shape)
     if delta > 700.0:
-        return -np.expm1(np.count_nonzero(table, axis=1) * math.log1p(-share))
+        hard: npt.NDArray[np.float64] = -np.expm1(np.count_nonzero(table, axis=1) * math.log1p(-share))
+        return hard
     bonus = math.expm1(delta)
     y = np.arange(-20.0, 4.0, 0.25)
     v = np.exp(y)
@@ -105,7 +106,8 @@ def green_chances(laws: npt.ArrayLike, gamma: float = 0.25, delta: float = 2.0) 
     bounds = np.searchsorted(used, np.arange(len(table)) * cells)
     log_product = np.add.reduceat(factors, bounds, axis=0) if len(table) else np.empty((0, len(v)))
     tilted = (0.25 * np.exp(y - v)) @ -np.expm1(log_product).T
-    return np.minimum(1.0, (1.0 + 1.0 / bonus) * tilted)
+    out: npt.NDArray[np.float64] = np.minimum(1.0, (1.0 + 1.0 / bonus) * tilted)
+    return out
 
 
 def last_kept(n: npt.ArrayLike, gamma: float, alpha: float) -> npt.NDArray[np.int64]:
