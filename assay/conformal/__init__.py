@@ -7,12 +7,24 @@ from importlib import import_module
 # Loaded on first use: the room is light until something is taken from it.
 _HOME = {
     "ACI": "aci",
-    "ConformalPID": "pid",
-    "DtACI": "aci",
-    "EnbPI": "enbpi",
     "SPCI": "spci",
+    "Calibration": "calibration",
+    "ConformalPID": "pid",
+    "ConformalPValues": "p_values",
+    "DriftGuard": "drift",
+    "DtACI": "aci",
+    "ELond": "online_fdr",
+    "EnbPI": "enbpi",
+    "Lord": "online_fdr",
+    "Saffron": "online_fdr",
     "ShortCalibrationWarning": "_sequence",
     "SplitConformal": "split",
+    "calibrate": "human",
+    "e_bh": "fdr",
+    "false_positive_bound": "conditional",
+    "human_tests": "human",
+    "share_interval": "fdr",
+    "storey": "fdr",
 }
 
 __all__ = list(_HOME)
