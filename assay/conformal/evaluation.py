@@ -33,7 +33,7 @@ def covered(y: npt.ArrayLike, intervals: npt.ArrayLike) -> Bools:
     ValueError
         On NaN, wrong shapes, or a lower end above its upper end.
     """
-    truth, ends = _check(y, intervals)
+    truth, ends = check_intervals(y, intervals)
     return np.asarray((ends[:, 0] <= truth[:, None]) & (truth[:, None] <= ends[:, 1]))
 
 
@@ -44,7 +44,7 @@ def coverage(y: npt.ArrayLike, intervals: npt.ArrayLike) -> Floats:
 
 def mean_width(intervals: npt.ArrayLike) -> Floats:
     """Mean width, float64, shape (k,); inf if any interval is."""
-    ends = _check(np.zeros(len(np.asarray(intervals))), intervals)[1]
+    ends = check_intervals(np.zeros(len(np.asarray(intervals))), intervals)[1]
     return np.asarray((ends[:, 1] - ends[:, 0]).mean(axis=0))
 
 
@@ -64,7 +64,7 @@ def winkler_score(y: npt.ArrayLike, intervals: npt.ArrayLike, alpha: float | npt
     -------
     float64, shape (k,).
     """
-    truth, ends = _check(y, intervals)
+    truth, ends = check_intervals(y, intervals)
     levels = np.atleast_1d(np.asarray(alpha, dtype=np.float64))
     if levels.shape != (ends.shape[2],) or not ((levels > 0) & (levels < 1)).all():
         raise ValueError(f"alpha must be {ends.shape[2]} levels in (0, 1), one for each interval, got {alpha!r}.")
@@ -93,7 +93,8 @@ def standard_error(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def _check(y: npt.ArrayLike, intervals: npt.ArrayLike) -> tuple[Floats, Floats]:
+def check_intervals(y: npt.ArrayLike, intervals: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """The truth (n,) and the intervals (n, 2, k) as float64; refuses what `covered` refuses."""
     truth = np.asarray(y, dtype=np.float64)
     ends = np.asarray(intervals, dtype=np.float64)
     if ends.ndim == 2:
