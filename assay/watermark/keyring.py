@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from assay._errors import KeyringError, RevokedKeyError, UnknownKeyError
 from assay.watermark import _keyfile, _keyseal
-from assay.watermark.keys import KeyInfo, KeyState, SecretKey, now
+from assay.watermark.keys import KeyInfo, KeyState, SecretKey, now, same_secret
 from assay.watermark.schemes import SchemeConfig, config_from, newest
 
 _IN_MEMORY = "none: in memory only"
@@ -417,6 +417,6 @@ def _insert(keys: dict[str, SecretKey], key: SecretKey) -> None:
     if key.id in keys:
         raise KeyringError(f"id must be free, the keyring has a key {key.id!r}. Choose another id.")
     for other in keys.values():
-        if other.info.fingerprint == key.info.fingerprint:
+        if same_secret(other, key):
             raise KeyringError(f"the secret of key {key.id!r} is in the keyring already, as {other.id!r}.")
     keys[key.id] = key

@@ -1,4 +1,4 @@
-"""Keys: 256-bit secrets with an id, the scheme they are for, a state and dates.
+"""Keys: 256-bit secrets, or integers of another system, with an id, the scheme they are for, a state and dates.
 
 The secret never appears in a repr, a pickle, an export, a log or an exception. Three places use it: `use_key` here, the
 signatures of `signing` and the sealing of `keyring`.
@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn, get_args
@@ -17,12 +18,14 @@ from typing import Any, Literal, NoReturn, get_args
 import numpy as np
 
 from assay.kernels.chacha import Words
+from assay.watermark.foreign import SALT_BYTES, ForeignConfig, packed, unpacked
 from assay.watermark.schemes import SchemeConfig, config_from
 
 KeyState = Literal["active", "retired", "revoked"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PERSON = b"assay-prf-v1"
+_FOREIGN_PERSON = b"assay-foreign-v1"
 _FINGERPRINT_PERSON = b"assay-key-print"
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 
@@ -141,7 +144,8 @@ class SecretKey:
     Parameters
     ----------
     secret
-        32 bytes from a cryptographic source. Use `SecretKey.generate` unless the secret comes from a keyring.
+        32 bytes from a cryptographic source. Use `SecretKey.generate` unless the secret comes from a keyring. For keys
+        of other systems, which are integers, use `SecretKey.from_integers`.
     id
         See `KeyInfo.id`.
     config
@@ -173,13 +177,16 @@ class SecretKey:
     ) -> None:
         object.__setattr__(self, "_secret", secret)
         del secret  # so that a traceback that prints local variables does not print it when a check below fails
-        if not isinstance(self._secret, bytes) or len(self._secret) != 32:
+        if not isinstance(self._secret, bytes) or len(self._secret) not in _secret_sizes(config):
             size = f"{len(self._secret)} bytes" if isinstance(self._secret, bytes) else type(self._secret).__name__
             raise ValueError(f"secret must be 32 bytes, got {size}. Use SecretKey.generate() to make one.")
         info = KeyInfo(
             id=id,
             config=config,
-            fingerprint=hashlib.blake2b(key=self._secret, person=_FINGERPRINT_PERSON, digest_size=16).hexdigest(),
+            # Of imported integers it is salted, so that it cannot be searched for short ones.
+            fingerprint=hashlib.blake2b(
+                self._secret[32:], key=self._secret[:32], person=_FINGERPRINT_PERSON, digest_size=16
+            ).hexdigest(),
             state=state,
             created=created if created is not None else now(),
             retired=retired,
@@ -203,6 +210,41 @@ class SecretKey:
 
             config = GumbelConfig()
         return cls(secrets.token_bytes(32), id=id if id is not None else f"k-{secrets.token_hex(6)}", config=config)
+
+    @classmethod
+    def from_integers(cls, config: SchemeConfig, integers: Iterable[int], *, id: str | None = None) -> SecretKey:
+        """A key that another system uses: the integers themselves key the scheme, so that both read each other's texts.
+
+        Parameters
+        ----------
+        config
+            Settings of the scheme, such as `HfKgwConfig(vocab_size=50257)`.
+        integers
+            `config.n_integers` integers in the scheme's range; see the scheme's page for what they are called there.
+        id
+            As `generate`.
+
+        Raises
+        ------
+        ValueError
+            If the scheme is not one of another system, or there are too many or too few integers, or one is out of
+            range. The message does not repeat them.
+
+        Notes
+        -----
+        The fingerprint is salted: importing the same integers twice gives two keys that mark alike and are not equal.
+        """
+        if not isinstance(config, ForeignConfig):
+            del integers
+            raise ValueError(
+                f"config must be settings of another system's scheme, got {type(config).__name__}. "
+                "Assay's own schemes take SecretKey.generate()."
+            )
+        material = packed(config, integers)
+        del integers  # so that no traceback below shows them
+        if isinstance(material, str):
+            raise ValueError(material)
+        return cls(secrets.token_bytes(SALT_BYTES) + material, id=id or f"k-{secrets.token_hex(6)}", config=config)
 
     @property
     def id(self) -> str:
@@ -273,9 +315,13 @@ def use_key(key: SecretKey) -> Words:
     K_use = BLAKE2b-256(key=secret, person="assay-prf-v1", data=fields), each field preceded by its length as a
     little-endian 32-bit number, so that no two lists of fields give the same data.
 
+    Keys of other systems' schemes are the exception: theirs are the integers that the scheme itself uses, whatever the
+    id, because another system has to find the same mark.
+
     Returns
     -------
-    uint32, shape (8,): little-endian words. Secret: it must not be logged or stored.
+    uint32, shape (8,): little-endian words; for other systems' schemes shape (2 n,), the low and high word of each of
+    the n integers. Secret: it must not be logged or stored.
 
     Raises
     ------
@@ -287,9 +333,49 @@ def use_key(key: SecretKey) -> Words:
             f"key must be for a watermark scheme, got {key.config.tag!r} (key {key.id!r}); a signing key never keys a "
             "watermark. Make one with SecretKey.generate(config=GumbelConfig()) or `assay keys new`."
         )
+    if isinstance(key.config, ForeignConfig):
+        return np.frombuffer(_foreign_material(key, key.config), dtype="<u4").astype(np.uint32)
     data = _encoded(key.config.tag.encode(), key.config.canonical(), key.id.encode())
     digest = hashlib.blake2b(data, key=key._secret, person=_PERSON, digest_size=32).digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
+
+
+def integers_of(key: SecretKey) -> tuple[int, ...]:
+    """The integers of a key of another system's scheme, to be put into that system's settings. They are the secret.
+
+    Raises
+    ------
+    ValueError
+        If the key is for a scheme of Assay's own.
+    """
+    if not isinstance(key.config, ForeignConfig):
+        raise ValueError(f"key must be for another system's scheme, got {key.config.tag!r} (key {key.id!r}).")
+    return unpacked(key.config, _foreign_material(key, key.config))
+
+
+def same_secret(one: SecretKey, other: SecretKey) -> bool:
+    """Whether two keys hold the same secret, or the same integers for the same scheme."""
+    if one.info.fingerprint == other.info.fingerprint:
+        return True
+    if not isinstance(one.config, ForeignConfig) or one.config != other.config:
+        return False
+    return hmac.compare_digest(_foreign_material(one, one.config), _foreign_material(other, one.config))
+
+
+def _foreign_material(key: SecretKey, config: ForeignConfig) -> bytes:
+    """The integers, 8 little-endian bytes each: as imported, or derived from the secret and all that is public."""
+    if len(key._secret) > SALT_BYTES:
+        return key._secret[SALT_BYTES:]
+    integers = []
+    for index in range(config.n_integers):
+        data = _encoded(config.tag.encode(), config.canonical(), key.id.encode(), index.to_bytes(4, "little"))
+        digest = hashlib.blake2b(data, key=key._secret, person=_FOREIGN_PERSON, digest_size=8).digest()
+        integers.append(int.from_bytes(digest, "little") % 2**config.bits)
+    return b"".join(value.to_bytes(8, "little") for value in integers)
+
+
+def _secret_sizes(config: object) -> tuple[int, ...]:
+    return (32, SALT_BYTES + 8 * config.n_integers) if isinstance(config, ForeignConfig) else (32,)
 
 
 def _encoded(*fields: bytes) -> bytes:

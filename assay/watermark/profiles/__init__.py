@@ -1,0 +1,1 @@
+"""Watermarks that other systems have deployed, read and written bit for bit."""
