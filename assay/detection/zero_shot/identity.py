@@ -8,7 +8,7 @@ arXiv:2501.02406.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -192,7 +192,11 @@ def studentised_score(statistics: TokenStatistics) -> float:
 
 def decoding_rules(decoding: Decoding | Sequence[Decoding] | None) -> tuple[Decoding, ...]:
     """The rules of a null, at least one."""
-    rules = (Decoding(),) if decoding is None else (decoding,) if isinstance(decoding, Decoding) else tuple(decoding)
+    if decoding is None:
+        return (Decoding(),)
+    if isinstance(decoding, Decoding):
+        return (decoding,)
+    rules = tuple(decoding) if isinstance(decoding, Iterable) else ()
     if not rules or not all(isinstance(rule, Decoding) for rule in rules):
         raise ValueError(f"decoding must be a Decoding, several, or None, got {decoding!r}. None is plain sampling.")
     return rules

@@ -1,0 +1,76 @@
+"""Texts that the bundled model really wrote under several decoding rules, generated once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from assay.kernels.scoring.decoding import Decoding
+
+LENGTH = 60
+
+
+def generate(model: Any, count: int, rule: Decoding, *, seed: int, length: int = LENGTH) -> np.ndarray:
+    """Token ids of texts that transformers generates from the beginning-of-sequence token, shape (count, length)."""
+    import torch
+    from transformers import GenerationConfig
+
+    # No end token: stopping at one, or forbidding it, would change the law.
+    config = GenerationConfig(
+        do_sample=True,
+        max_new_tokens=length,
+        temperature=rule.temperature,
+        top_k=rule.top_k or 0,
+        top_p=rule.top_p or 1.0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    # The model's own defaults would bring the end token back.
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    torch.manual_seed(seed)
+    out = []
+    try:
+        for start in range(0, count, 250):
+            inputs = torch.full((min(250, count - start), 1), model.config.bos_token_id)
+            mask = torch.ones_like(inputs)
+            out.append(model.generate(inputs, attention_mask=mask, generation_config=config)[:, 1:].numpy())
+    finally:
+        model.generation_config = kept
+    ids = np.concatenate(out)
+    assert ids.shape == (count, length)
+    return ids
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Any:
+    """A scorer of the bundled model."""
+    pytest.importorskip("transformers")
+    from assay.kernels.scoring.model import ModelScorer
+    from assay.models import load_model, load_tokenizer_for_generation
+
+    return ModelScorer(load_model(), load_tokenizer_for_generation())
+
+
+@pytest.fixture(scope="session")
+def own_texts(bundled: Any) -> Callable[[int, Decoding], np.ndarray]:
+    """The bundled model's texts under a rule; the first ones of a longer list if that was made before."""
+    made: dict[Decoding, np.ndarray] = {}
+
+    def texts(count: int, rule: Decoding) -> np.ndarray:
+        if rule not in made or len(made[rule]) < count:
+            made[rule] = generate(bundled.model, count, rule, seed=20261121)
+        return made[rule][:count]
+
+    return texts
