@@ -10,6 +10,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+_MARGIN = 1e-10
+
 
 @numba.njit(cache=True, nogil=True)
 def _mix(x):
@@ -59,8 +61,9 @@ def best_split(codes, lags, bins, weights, targets, padded, hist, cum, min_leaf)
         row, part = hist[codes[p]], padded[start : start + 2 * lags]
         for f in range(2 * lags):
             row[f] += part[f]
-    # The margin keeps rounding from splitting a node whose targets are all the same.
-    best, best_lag, best_code = total_s * total_s / total_n * (1 + 1e-12) + 1e-300, -1, -1
+    # Equal gains are common: several lags cut off the same rows. The first must win whatever rounding does, and rounding
+    # must not split a node whose targets are all the same: hence a margin.
+    best, best_lag, best_code = total_s * total_s / total_n * (1 + _MARGIN) + 1e-300, -1, -1
     cum[:] = 0.0
     for c in range(bins - 1):
         for f in range(2 * lags):
@@ -73,7 +76,7 @@ def best_split(codes, lags, bins, weights, targets, padded, hist, cum, min_leaf)
             rest = total_s - cum[2 * f + 1]
             gain = cum[2 * f + 1] * cum[2 * f + 1] / left + rest * rest / right
             if gain > best:
-                best, best_lag, best_code = gain, f, c
+                best, best_lag, best_code = gain * (1 + _MARGIN), f, c
     return best_lag, best_code
 
 
