@@ -119,19 +119,19 @@ def tournament_law(
     bits
         uint64, shape (k,): bit l is the token's g-value in layer l.
     """
+    from assay.watermark.profiles import hashes_numba
+
     exact = log_weights.astype(np.float64)
     p = np.exp(exact - exact.max())
-    p /= p.sum()
-    for layer in range(depth):
-        g = ((bits >> np.uint64(layer)) & np.uint64(1)).astype(np.bool_)
-        mass = float(np.sum(p[g]))
-        if leaves == 2:
-            p *= np.where(g, 2.0 - mass, 1.0 - mass)
-        elif mass > 0.0:
-            p *= np.where(g, (1.0 - (1.0 - mass) ** leaves) / mass, (1.0 - mass) ** (leaves - 1))
+    hashes_numba.tournament(p, bits, depth, leaves)
     with np.errstate(divide="ignore"):
         out: npt.NDArray[np.float64] = np.log(p)
     return out
+
+
+def usable(weights: LogWeights) -> bool:
+    """Whether a row can be drawn from; where not, the race says what is wrong with it."""
+    return not np.isnan(weights).any() and bool(np.isfinite(weights.max()))
 
 
 def real_history(row: npt.NDArray[np.int64], pad: int) -> Words:

@@ -43,6 +43,25 @@ def layer_bits(states, keys, out):
 
 
 @numba.njit(cache=True, nogil=True)
+def tournament(p, bits, depth, leaves):
+    """The law after the tournament, in place; see `_tournament.tournament_law`."""
+    p /= p.sum()
+    for layer in range(depth):
+        shift = np.uint64(layer)
+        mass = 0.0
+        for i in range(p.shape[0]):
+            mass += p[i] if (bits[i] >> shift) & np.uint64(1) else 0.0
+        mass = min(mass, 1.0)  # rounding may have passed it
+        if mass == 0.0:
+            continue
+        won, lost = 2.0 - mass, 1.0 - mass
+        if leaves > 2:
+            won, lost = (1.0 - (1.0 - mass) ** leaves) / mass, (1.0 - mass) ** (leaves - 1)
+        for i in range(p.shape[0]):
+            p[i] *= won if (bits[i] >> shift) & np.uint64(1) else lost
+
+
+@numba.njit(cache=True, nogil=True)
 def recent(states, offsets, history, out):
     """Whether each state differs from the `history` - 1 or fewer before it that the rule keeps, and from 0.
 

@@ -28,6 +28,7 @@ from assay.watermark.profiles._tournament import (
     padded,
     real_history,
     tournament_law,
+    usable,
 )
 from assay.watermark.schemes import Sampler, register
 
@@ -210,7 +211,7 @@ def tilted_log_weights(
     every = np.arange(log_weights.shape[1], dtype=np.uint64)
     for row, weights in zip(ids, out, strict=True):
         history = real_history(row, pad)
-        if config.skip_first_ngram_calls and len(history) < lead:
+        if not usable(weights) or (config.skip_first_ngram_calls and len(history) < lead):
             continue
         contexts = hashes(np.concatenate([np.zeros(lead, dtype=np.uint32), history]), lead, _FIRST)
         offsets = np.array([0, len(contexts)], dtype=np.int64)

@@ -28,6 +28,7 @@ from assay.watermark.profiles._tournament import (
     padded,
     real_history,
     tournament_law,
+    usable,
 )
 from assay.watermark.schemes import Sampler, register
 
@@ -127,7 +128,7 @@ def tilted_log_weights(
     start = initial_state(prf_key)
     for row, weights in zip(ids, out, strict=True):
         history = real_history(row, pad)
-        if config.skip_first_ngram_calls and len(history) < lead:
+        if not usable(weights) or (config.skip_first_ngram_calls and len(history) < lead):
             continue
         contexts = hashes(np.concatenate([np.zeros(lead, dtype=np.uint32), history]), lead, start)
         offsets = np.array([0, len(contexts)], dtype=np.int64)

@@ -14,19 +14,16 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from assay.kernels import prf
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
 from assay.watermark._coins import plain_subkeys
 from assay.watermark.foreign import ForeignConfig, as_integers
-from assay.watermark.gumbel import _whole_history
 from assay.watermark.schemes import Sampler, register
 
 LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Uniforms = npt.NDArray[np.float32]
 
 _NONE = 0xFFFFFFFF  # the id -1 as a word
-_COIN_STREAM = 1  # of the unmarked key: which of the two keys marks; stream 0 is the noise of unmarked draws
 
 
 @register
@@ -191,9 +188,9 @@ def sampler(prf_key: Words, config: VllmGumbelConfig, unmarked: Words) -> Sample
                 continue
             key = keys[0]
             if len(keys) == 2:
-                context = _whole_history(ids[row], pad)[None]
-                coin = prf.words_at(unmarked, context, np.zeros(1, dtype=np.uint32), stream=_COIN_STREAM)[0]
-                key = keys[int(coin) < config.alpha * 2.0**32]
+                # A marked row needs no noise: the subkey of its noise is free to be the coin.
+                coin = int(plain_subkeys(ids[row : row + 1], pad, unmarked)[0, 0])
+                key = keys[coin < config.alpha * 2.0**32]
             weights = log_weights[row]
             if np.isnan(weights).any() or not np.isfinite(weights.max()):
                 plain.append(row)  # the race refuses it with a message
