@@ -14,9 +14,13 @@ import numpy.typing as npt
 from assay.detection.bits import Floats, bounded
 from assay.detection.model_view import ModelView
 from assay.kernels.chacha import Words
+from assay.kernels.dedup import first_occurrences
 from assay.watermark._coins import MEMBER, Coins, threshold_of
 from assay.watermark.fixed_list import FixedListConfig
 from assay.watermark.green_list import MAX_DELTA, GreenListConfig, anchors_of
+
+# A red token then costs 1 / 400 and not everything, and the bound on rare candidates stays sharp.
+_LARGEST_IN_RATIOS = 6.0
 
 
 def bonus(delta: float | None) -> float:
@@ -24,14 +28,21 @@ def bonus(delta: float | None) -> float:
     return MAX_DELTA if delta is None else delta
 
 
-def left_log_odds(
+def left_evidence(
     ids: Words, prompt_length: int, coins: Coins, prf_key: Words, config: GreenListConfig, model: ModelView
-) -> Floats:
-    """Seeding "left": log odds ratio of each coin, float64, shape (k, 1), from all positions that share its list.
+) -> tuple[Floats, Floats]:
+    """Seeding "left": what all positions that share a list say of its coins, and what each list says of its token.
 
-    The colours of tested coins enter by their mean alone, so the result does not depend on them.
+    Returns
+    -------
+    log_odds
+        float64, shape (k, 1): of each coin. The colours of tested coins enter by their mean alone, so the result does
+        not depend on them.
+    log_ratios
+        float64, shape (n_text,): of the token's probability under its list to the mean of that over keys; 0 but for the
+        first token after each distinct context. Different contexts have independent lists.
     """
-    from assay.kernels import race, tilted_laws
+    from assay.kernels import green_ratios, race, tilted_laws
 
     window, chance = config.window, config.chance
     coins_of: dict[bytes, list[int]] = {}
@@ -39,6 +50,8 @@ def left_log_odds(
         coins_of.setdefault(ids[position - window : position].tobytes(), []).append(number)
     tokens = ids[coins.positions + prompt_length].astype(np.int64)
     log_odds = np.zeros(len(tokens))
+    log_ratios = np.zeros(len(ids) - prompt_length)
+    new = first_occurrences(ids, np.array([0, len(ids)], dtype=np.int64), window)
     for first, log_rows in model.rows():
         skipped = max(0, window - prompt_length - first)
         places = np.arange(first + skipped, first + len(log_rows)) + prompt_length
@@ -47,18 +60,24 @@ def left_log_odds(
         laws = log_rows[skipped:]
         contexts = np.lib.stride_tricks.sliding_window_view(ids, window)[places - window]
         tested = [np.array(coins_of.get(context.tobytes(), []), dtype=np.int64) for context in contexts]
+        keys, threshold = race.subkeys(prf_key, contexts), threshold_of(config.gamma)
         others = tilted_laws.member_masses(
-            race.subkeys(prf_key, contexts),
-            laws,
-            [tokens[numbers] for numbers in tested],
+            keys, laws, [tokens[numbers] for numbers in tested], stream=MEMBER, threshold=threshold
+        )
+        read = np.flatnonzero(new[places - 1])
+        log_ratios[places[read] - prompt_length] = green_ratios.green_log_ratios(
+            keys[read],
+            laws[read],
+            ids[places[read]].astype(np.int64),
             stream=MEMBER,
-            threshold=threshold_of(config.gamma),
+            threshold=threshold,
+            delta=min(bonus(config.delta), _LARGEST_IN_RATIOS),
         )
         for row, numbers in enumerate(tested):
             shares = _probabilities(laws[row : row + 1], tokens[numbers])[0]
             seen = tokens[numbers] == ids[places[row]]
             log_odds[numbers] += _evidence(shares, seen, others[row], chance, bonus(config.delta))
-    return bounded(log_odds)[:, None]
+    return bounded(log_odds)[:, None], log_ratios
 
 
 def fixed_log_odds(

@@ -308,7 +308,7 @@ def model_aware_test(
     )
 
 
-def robust_test(coins: Coins, ratios: Floats, *, scheme: str, assumptions: tuple[str, ...]) -> TestResult:
+def robust_test(coins: Coins, *ratios: Floats, scheme: str, assumptions: tuple[str, ...]) -> TestResult:
     """The e-value for edited text: per token (1 - e) ratio + e, mixed over edit rates e; p-value 1 / e-value.
 
     Guarantee: mean at most 1 under the null where each ratio has mean at most 1 given those before it. An edited token
@@ -319,12 +319,16 @@ def robust_test(coins: Coins, ratios: Floats, *, scheme: str, assumptions: tuple
     coins
         The document's coins, for their numbers.
     ratios
-        float64, shape (tokens,): log likelihood ratios, -inf allowed.
+        float64, shape (tokens,): log likelihood ratios, -inf allowed. Of several arrays the e-values are averaged.
     scheme, assumptions
         As in `sum_test`.
     """
-    per_rate = [np.sum(np.logaddexp(math.log1p(-e) + ratios, math.log(e))) for e in _EDIT_RATES]
-    log_evalue = float(special.logsumexp(per_rate)) - math.log(len(_EDIT_RATES))
+    mixed = [
+        np.sum(np.logaddexp(math.log1p(-e) + one, math.log(e))) - math.log(len(_EDIT_RATES) * len(ratios))
+        for one in ratios
+        for e in _EDIT_RATES
+    ]
+    log_evalue = float(special.logsumexp(mixed))
     return TestResult(
         test=f"{scheme}-robust",
         statistic=log_evalue,

@@ -40,18 +40,24 @@ def test_ids(
 
     Guarantee of the model-aware and robust tests: given the text, the model and all colours but those of the tested
     coins, the weights are fixed and the tested colours are still independent Bernoulli(c). So the weighted count has
-    its exact law, and each likelihood ratio has mean exactly 1.
+    its exact law, and each likelihood ratio has mean exactly 1. With seeding "left" the robust e-value is the mean of
+    that product and of another: for the first token after each distinct context, its probability under the key's whole
+    list over the mean of that over keys. The lists of different contexts are independent, so its mean is at most 1.
     """
     coins = observe(ids, prf_key, config, prompt_length=prompt_length)
     chance, scheme = config.chance, config.scheme
     plain = bits.sum_test(coins, chance, scheme=scheme, assumptions=ASSUMPTIONS)
     if model is None or test == "sum" or (test == "auto" and len(coins.positions) == 0):
         return plain
-    weigh = _lists.left_log_odds if config.seeding == "left" else _lists.self_log_odds
-    log_odds = weigh(ids, prompt_length, coins, prf_key, config, model)
+    whole_lists: tuple[Floats, ...] = ()
+    if config.seeding == "left":
+        log_odds, of_list = _lists.left_evidence(ids, prompt_length, coins, prf_key, config, model)
+        whole_lists = (of_list,)
+    else:
+        log_odds = _lists.self_log_odds(ids, prompt_length, coins, prf_key, config, model)
     aware = bits.model_aware_test(coins, log_odds, chance, scheme=scheme, assumptions=ASSUMPTIONS)
-    ratios = bits.log_ratios(coins.outcomes, log_odds, chance)[:, 0]
-    robust = bits.robust_test(coins, ratios, scheme=scheme, assumptions=ASSUMPTIONS)
+    of_coins = bits.log_ratios(coins.outcomes, log_odds, chance)[:, 0]
+    robust = bits.robust_test(coins, of_coins, *whole_lists, scheme=scheme, assumptions=ASSUMPTIONS)
     if test == "model-aware":
         return aware
     return robust if test == "robust" else combine.best_of((plain, aware, robust), test=f"{scheme}-best-of-three")
