@@ -1,0 +1,49 @@
+"""What a route asks of a request: who calls, with which scope, and whether they call too often."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from assay.service.app import State
+from assay.service.auth import Caller, Scope
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: assay_<id>_<secret>.")
+
+
+def state(request: Request) -> State:
+    """The application's state."""
+    found: State = request.app.state.assay
+    return found
+
+
+Shared = Annotated[State, Depends(state)]
+
+
+def caller_with(scope: Scope) -> Callable[..., Caller]:
+    """A dependency: the caller, who must hold a scope."""
+
+    def caller(shared: Shared, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
+        found = shared.authenticator.caller(None if given is None else given.credentials)
+        if found is None:
+            raise HTTPException(
+                401, "an API key is needed: Authorization: Bearer assay_...", {"www-authenticate": "Bearer"}
+            )
+        wait = shared.rates.wait(found.api_key_id)
+        if wait > 0:
+            raise HTTPException(429, "too many requests; wait.", {"retry-after": str(math.ceil(wait))})
+        if not found.may(scope):
+            raise HTTPException(403, f"this API key lacks the scope {scope!r}.")
+        return found
+
+    return caller
+
+
+Detects = Annotated[Caller, Depends(caller_with("detect"))]
+Embeds = Annotated[Caller, Depends(caller_with("embed"))]
+KeepsKeys = Annotated[Caller, Depends(caller_with("keys"))]
+Administers = Annotated[Caller, Depends(caller_with("admin"))]

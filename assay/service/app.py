@@ -1,0 +1,108 @@
+"""The application: settings, database, keys and routes put together; nothing is global."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from sqlalchemy import Engine
+from sqlalchemy.orm import sessionmaker
+
+from assay import __version__
+from assay.detection.text import LoadedTokenizer, load_tokenizer
+from assay.service import errors
+from assay.service.auth import Authenticator
+from assay.service.database import open_engine, sessions
+from assay.service.envelope import LocalMasterKey, MasterKey
+from assay.service.keystore import KeyStore
+from assay.service.limits import BodyLimit, OracleGuard, RateLimiter
+from assay.service.migrate import upgrade
+from assay.service.observe import Observed
+from assay.service.settings import Settings
+
+
+@dataclass(frozen=True)
+class State:
+    """What the routes share; `request.app.state.assay`.
+
+    Attributes
+    ----------
+    settings, engine, sessions
+        Settings and database.
+    authenticator, keys, rates, guard
+        Who calls, their keys, and their limits.
+    tokenizer
+        Of the model whose marks are looked for.
+    """
+
+    settings: Settings
+    engine: Engine
+    sessions: sessionmaker[Any]
+    authenticator: Authenticator
+    keys: KeyStore
+    rates: RateLimiter
+    guard: OracleGuard
+    tokenizer: LoadedTokenizer
+
+
+def create_app(settings: Settings, *, master: MasterKey | None = None) -> FastAPI:
+    """The service as an ASGI application; the database is brought up to date first.
+
+    Parameters
+    ----------
+    settings
+        How it runs.
+    master
+        Opens the stored keys; None takes ASSAY_MASTER_KEY, else the file `master.key` in the data folder, which is made
+        if it is missing.
+
+    Raises
+    ------
+    KeyringError
+        If the master key cannot be used.
+    """
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if master is None:
+        master = LocalMasterKey.from_environment()
+    if master is None:
+        master = LocalMasterKey.from_file(settings.data / "master.key", create=True)
+    engine = open_engine(settings.url)
+    upgrade(engine)
+    made = sessions(engine)
+    state = State(
+        settings=settings,
+        engine=engine,
+        sessions=made,
+        authenticator=Authenticator(made),
+        keys=KeyStore(made, master),
+        rates=RateLimiter(settings.requests_per_second, settings.burst),
+        guard=OracleGuard(made, settings.detections_per_key_per_day),
+        tokenizer=load_tokenizer(settings.model),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.dispose()
+
+    app = FastAPI(
+        title="Assay",
+        version=__version__,
+        description="Tests where text came from, and says how sure it is.",
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.assay = state
+    errors.install(app)
+
+    from assay.service.routes import ROUTERS, STREAMED
+
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, exempt=STREAMED)
+    app.add_middleware(Observed)
+    return app

@@ -1,0 +1,86 @@
+"""/v1/keys: make, list, rotate and revoke keys. Secrets never leave the service; what is told is public."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict, Field
+
+from assay.service import audit
+from assay.service.access import KeepsKeys, Shared
+from assay.service.errors import responses
+from assay.watermark.keys import KeyInfo
+from assay.watermark.schemes import config_from, newest
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(404, 409))
+
+_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+KeyId = Annotated[str, InPath(pattern=_ID, description="Id of a key.")]
+
+
+class NewKey(BaseModel):
+    """What to make."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Annotated[str | None, Field(pattern=_ID, description="Default: a random id.")] = None
+    scheme: Annotated[str, Field(max_length=64, description='Such as "gumbel"; "ed25519" signs reports.')] = "gumbel"
+    parameters: Annotated[dict[str, int | float | bool | str], Field(max_length=32)] = {}
+
+
+class Key(BaseModel):
+    """What is public about a key."""
+
+    id: str
+    scheme: str
+    version: int
+    parameters: dict[str, Any]
+    fingerprint: str
+    state: str
+    created: datetime
+    retired: datetime | None
+    revoked: datetime | None
+
+    @classmethod
+    def of(cls, info: KeyInfo) -> Key:
+        """From the key's description."""
+        return cls(**info.to_dict())
+
+
+class Keys(BaseModel):
+    """All keys of the tenant, oldest first."""
+
+    keys: list[Key]
+
+
+@router.post("", status_code=201)
+def create(shared: Shared, caller: KeepsKeys, wanted: NewKey) -> Key:
+    """Make a key."""
+    config = config_from(wanted.scheme, newest(wanted.scheme).version, wanted.parameters)
+    info = shared.keys.create(caller.tenant, config, wanted.id)
+    audit.record(shared.sessions, caller, "keys.create", info.id, scheme=config.tag)
+    return Key.of(info)
+
+
+@router.get("")
+def list_keys(shared: Shared, caller: KeepsKeys) -> Keys:
+    """List the keys."""
+    return Keys(keys=[Key.of(info) for info in shared.keys.infos(caller.tenant)])
+
+
+@router.post("/{id}/rotate", status_code=201)
+def rotate(shared: Shared, caller: KeepsKeys, id: KeyId) -> Key:
+    """Retire a key and make its successor with the same settings; the old one still detects."""
+    info = shared.keys.rotate(caller.tenant, id)
+    audit.record(shared.sessions, caller, "keys.rotate", id, successor=info.id)
+    return Key.of(info)
+
+
+@router.post("/{id}/revoke")
+def revoke(shared: Shared, caller: KeepsKeys, id: KeyId) -> Key:
+    """Revoke a key whose secret others may know. Cannot be undone."""
+    info = shared.keys.revoke(caller.tenant, id)
+    audit.record(shared.sessions, caller, "keys.revoke", id)
+    return Key.of(info)
