@@ -61,8 +61,8 @@ def best_split(codes, lags, bins, weights, targets, padded, hist, cum, min_leaf)
         row, part = hist[codes[p]], padded[start : start + 2 * lags]
         for f in range(2 * lags):
             row[f] += part[f]
-    # Equal gains are common: several lags cut off the same rows. The first must win whatever rounding does, and rounding
-    # must not split a node whose targets are all the same: hence a margin.
+    # Equal gains are common, as several lags cut off the same rows. The first must win whatever rounding does, and
+    # rounding must not split a node whose targets are all the same: hence a margin.
     best, best_lag, best_code = total_s * total_s / total_n * (1 + _MARGIN) + 1e-300, -1, -1
     cum[:] = 0.0
     for c in range(bins - 1):

@@ -1,7 +1,7 @@
 """Exact prediction sets for the hidden states of a hidden Markov model whose parameters are unknown.
 
 Guarantee: coverage 1 - alpha for every finite sample, if (state, symbol) is a Markov chain (anchor "pair"), or if the
-states are a Markov chain and each symbol depends on its own state only (anchor "state": more blocks).
+states are a Markov chain and a symbol depends on its own state and the one before only (anchor "state": more blocks).
 Source: Nettasinghe et al. (2023), ICML, PMLR 202, arXiv:2210.02271; blocks and proof as in `markov`. The state anchor:
 docs/explanation/conformal-sequences.md.
 """
@@ -44,7 +44,8 @@ class HMMSets:
         Miscoverage level in (0, 1).
     anchor
         "state": blocks end where the state is that of the last step; needs symbols that depend on their own state
-        only. "pair": as published, blocks end where state and symbol are those of the last step; larger sets.
+        and the one before only. "pair": as published, blocks end where state and symbol are those of the last step;
+        larger sets.
     smoothing
         Added to every count of the model that scores, > 0. It changes the size of sets, never coverage.
     randomised

@@ -1,8 +1,8 @@
 """Which sentences of a mixed document are a machine's: exact sets of labels from binned detector scores.
 
 States are who wrote a sentence, symbols are bins of a detector's score of it. Guarantee: if authorship is a Markov
-chain and a sentence's score depends on its own author only, the true labelling of the new sentences is in the set with
-probability at least 1 - alpha, however bad the detector is: a bad one gives large sets.
+chain and a sentence's score depends on its author and the one before only, the true labelling of the new sentences is
+in the set with probability at least 1 - alpha, however bad the detector is: a bad one gives large sets.
 Source: `hmm`, with the state anchor; docs/explanation/conformal-sequences.md.
 """
 

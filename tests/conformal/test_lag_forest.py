@@ -70,7 +70,7 @@ def test_a_tree_is_scikit_learns_on_the_bins(lead: int) -> None:
 
 
 def test_the_bootstrap_is_uniform() -> None:
-    """200 samples of 50 rows: chi-square of 10,000 draws over 50 cells, false alarm 1e-6. Near-miss: a constant seed."""
+    """200 samples of 50 rows: chi-square of 10,000 draws over 50 cells, false alarm 1e-6. Near-miss: one seed."""
     from scipy.stats import chi2
 
     total, one = np.zeros(50), np.empty(50)
