@@ -4,7 +4,7 @@
 
 For each model and temperature, texts are sampled once per scheme, each under a key of its own; then the tests see
 longer and longer beginnings. A row's number is the median over texts of the first length at which p < alpha, on a grid
-of 4 % steps (15 % where the text was edited). Tests that use the model know it, the prompt and the
+of 8 % steps (30 % where the text was edited). Tests that use the model know it, the prompt and the
 temperature. Edits replace tokens at random places by random ids, in the whole text before it is cut.
 
 "limit" is the length at which the most powerful distortion-free watermark finds half of the texts: the mean over texts
@@ -61,7 +61,7 @@ EDIT_RATES = (0.0, 0.1, 0.2, 0.3)
 PROMPTS = ("It was late in the evening when", "One day, a little girl", "We walked along the shore until")
 LONGEST = 480
 EDITED_TEXTS = 2  # of each prompt's texts, for the edits
-COSTLY = {"payload-gumbel": 3}  # texts of each prompt, and no edits: a whole code is decoded at every length
+COSTLY = {"payload-gumbel": 1}  # texts of each prompt, and no edits: a whole code is decoded at every length
 TARGET_TEXTS = 40  # of each prompt, for the ratio of the two Gumbel tests
 
 
@@ -199,7 +199,7 @@ def token_wise(source: Source, config: SchemeConfig, tests: Any, rows: dict[tupl
 
         for row, text in enumerate(source.sample(prompt, choose)):
             for rate in EDIT_RATES[: 1 if row >= edited_texts else None]:
-                grid = lengths(source.length, 1.15 if rate else 1.04)
+                grid = lengths(source.length, 1.3 if rate else 1.08)
                 changed = edited(text, rate, vocabulary, row)
                 laws = source.laws(changed, prompt)
                 for test, found in run_tests(tests, config, keys[row], prompt, changed, laws, grid).items():
