@@ -124,17 +124,17 @@ def log_weighted_sf(weights: Counts, chance: float, observed: int) -> float:
     one FFT, and tilted back: the terms near the observed value are then the largest, and keep their digits. The grid
     holds all but exp(-60) of the tilted law (Bernstein's inequality); what lies beyond folds onto it.
     """
-    # w b = w + |w| (1 - b) where w < 0: all weights become positive.
+    # w b = w + |w| (1 - b) where w < 0: all weights become positive. Then the sum lives on multiples of their divisor.
     target = observed - int(weights[weights < 0].sum())
+    divisor = max(1, int(np.gcd.reduce(weights, initial=0)))
+    weights, target = weights // divisor, -(-target // divisor)
     groups: list[tuple[int, float, int]] = []
     for sign, share in ((1, chance), (-1, 1.0 - chance)):
         sizes, counts = np.unique(sign * weights[sign * weights > 0], return_counts=True)
         groups += [(int(size), share, int(count)) for size, count in zip(sizes, counts, strict=True)]
-    if target <= 0:
-        return 0.0
-    w, c, n = (
-        (np.array(column, dtype=np.float64) for column in zip(*groups, strict=True)) if groups else [np.empty(0)] * 3
-    )
+    if target <= 0 or not groups:
+        return 0.0 if target <= 0 else -math.inf
+    w, c, n = (np.array(column, dtype=np.float64) for column in zip(*groups, strict=True))
     largest = int(np.sum(w * n))
     if target > largest:
         return -math.inf
@@ -156,8 +156,9 @@ def log_weighted_sf(weights: Counts, chance: float, observed: int) -> float:
         # A factor may vanish at half a turn: its logarithm is then -inf and the product 0, as it should be.
         with np.errstate(divide="ignore", invalid="ignore"):
             log_transform += count * np.log1p(turned)
-    transform = np.exp(log_transform - 1j * low * angle)
-    law = np.maximum(fft.irfft(np.conj(np.nan_to_num(transform)), size), 0.0)
+    with np.errstate(invalid="ignore"):
+        transform = np.nan_to_num(np.exp(log_transform - 1j * low * angle))
+    law = np.maximum(fft.irfft(np.conj(transform), size), 0.0)
     beyond = np.arange(target - low, high - low + 1)
     total = float(np.sum(law[beyond] * np.exp(-theta * (beyond - (target - low)))))
     return min(0.0, log_total - theta * target + math.log(total)) if total > 0.0 else -math.inf

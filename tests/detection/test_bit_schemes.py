@@ -98,12 +98,12 @@ def count_rejections(config: Any, ids: np.ndarray, keys: int, level: float) -> d
 @SCHEMES
 @pytest.mark.parametrize("text", ["human", "repeated"])
 def test_size_of_every_test_under_a_wrong_model(config: Any, text: str, human_ids: np.ndarray) -> None:
-    # 1,000 keys. A p-value and an e-value each may reject: twice the bound.
+    # 500 keys. A p-value and an e-value each may reject: twice the bound.
     ids = human_ids[1000:1200] if text == "human" else np.tile(human_ids[1000:1080], 4)
-    found = count_rejections(config, ids, 1000, 0.01)
+    found = count_rejections(config, ids, 500, 0.01)
     assert len(found) == 4
     for name, rejections in found.items():
-        assert rejections <= 2 * at_most(0.01, 1000), name
+        assert rejections <= 2 * at_most(0.01, 500), name
 
 
 @SCHEMES
@@ -397,3 +397,31 @@ def test_a_text_without_rows_keeps_weight_zero() -> None:
         one = CONFIGS[name]
         result = module_of_tests(one).test_ids(ids, 4, prf_key(1), one, test="model-aware", model=empty)
         assert (result.pvalue, result.log_evalue) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["tournament", "green-list"])
+def test_generated_by_a_model_and_found_by_detect(
+    name: str, monkeypatch: pytest.MonkeyPatch, human_ids: np.ndarray
+) -> None:
+    import torch
+
+    import assay
+    from assay.detection import testers
+    from assay.models import load_model
+    from assay.watermark import schemes
+
+    config = CONFIGS[name]
+    monkeypatch.setitem(schemes._HOMES, config.scheme, module_of(config).__name__)
+    monkeypatch.setitem(testers._HOMES, config.scheme, module_of_tests(config).__name__)
+    key, other = (assay.SecretKey(bytes([n]) * 32, id=f"key-{n}", config=config) for n in (1, 2))
+    model, prompt = load_model(), torch.from_numpy(human_ids[None, :20].astype(np.int64))
+    mark = assay.watermark.for_transformers(key, seed=1)
+    text = model.generate(prompt, do_sample=True, max_new_tokens=120, watermarking_config=mark, pad_token_id=0)
+    ids = text[0, 20:].numpy()
+    found = assay.detect(ids, key, model="default", prompt=prompt[0].numpy())
+    assert found.log10_pvalue < -8
+    assert found.scheme == config.tag
+    # The prompt missing costs the first tokens, never the rest.
+    assert assay.detect(ids, key).log10_pvalue < -4
+    assert assay.detect(ids, other, model="default").pvalue > 1e-3
+    assert assay.detect(human_ids[:140], key, model="default").pvalue > 1e-3
