@@ -15,6 +15,7 @@ from scipy import sparse
 
 from assay.watermark._hamming import hamming_orbits
 from assay.watermark._laws import check_count, check_law, check_level
+from assay.watermark._levenshtein import levenshtein_orbits
 from assay.watermark._robust_lp import RobustSolution as RobustSolution
 from assay.watermark._robust_lp import check_size, solve
 
@@ -107,10 +108,44 @@ def hamming_type2_error(
     if edits == "levenshtein" and reach > 0:
         raise ValueError(
             "edits must be 'substitutions' for radius > 0, got 'levenshtein': insertions and deletions see the order "
-            "of the tokens, so texts of one type are not alike. Use robust_type2_error with levenshtein_neighbours for "
-            "n up to about 12."
+            "of the tokens, so texts of one type are not alike. Use levenshtein_type2_error, which keeps the order."
         )
     return hamming_orbits(count, law, reach, level)
+
+
+def levenshtein_type2_error(n: int, token_law: npt.ArrayLike, radius: int, alpha: float) -> RobustSolution:
+    """The smallest robust Type II error for n i.i.d. tokens and up to `radius` substitutions, insertions and deletions.
+
+    Equal to `robust_type2_error` with `levenshtein_neighbours`, with one variable for each pattern of equal tokens up
+    to reading backwards: exchanging tokens of equal probability throughout a text changes nothing, permuting places
+    does. So a vocabulary of a thousand equal tokens is no harder than one of n, and a law without equal tokens gains a
+    factor of two only. Proof in docs/explanation/ump.md.
+
+    Parameters
+    ----------
+    n
+        Number of tokens, at least 1.
+    token_law
+        float64, shape (V,). An edit may bring in any token; tokens of probability zero change nothing.
+    radius
+        Largest number of edits, in 0..n.
+    alpha
+        Bound on the Type I error, in (0, 1).
+
+    Returns
+    -------
+    RobustSolution, one entry per orbit; `text_orbits` and `region_orbits` are None.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or there are too many patterns or too large balls: about 12 tokens of a law with
+        two probabilities, 9 tokens of equal ones.
+    """
+    count = check_count(n, "n", 1)
+    law = check_law(token_law, "token_law")
+    reach = check_count(radius, "radius", 0, count)
+    return levenshtein_orbits(count, law, reach, check_level(alpha, "alpha"))
 
 
 def levenshtein_neighbours(n: int, alphabet: int, radius: int) -> Any:

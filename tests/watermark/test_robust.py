@@ -167,8 +167,47 @@ def test_order_matters_for_insertions_and_deletions():
     full = robust.robust_type2_error(product_law(law, 6), robust.levenshtein_neighbours(6, 2, 1), 0.02)
     substitutions = robust.hamming_type2_error(6, law, 1, 0.02)
     assert full.type2_error > substitutions.type2_error + 1e-3  # far above either gap
+    patterns = robust.levenshtein_type2_error(6, law, 1, 0.02)
+    assert patterns.type2_error == pytest.approx(full.type2_error, abs=1e-7)
     with pytest.raises(ValueError, match="insertions and deletions see the order"):
         robust.hamming_type2_error(6, law, 1, 0.02, edits="levenshtein")
+
+
+@pytest.mark.parametrize(
+    ("law", "n", "radius"),
+    [
+        ([0.7, 0.3], 6, 1),
+        ([0.5, 0.5], 6, 1),
+        ([0.5, 0.5], 5, 2),
+        ([0.4, 0.4, 0.2], 4, 1),
+        ([0.25, 0.25, 0.25, 0.25], 4, 1),
+        ([0.2, 0.2, 0.3, 0.3], 3, 2),
+        ([0.6, 0.3, 0.1], 4, 1),
+        ([1.0], 3, 1),
+    ],
+)
+def test_patterns_equal_the_full_program_under_insertions_and_deletions(law, n, radius):
+    rho, relation = product_law(law, n), robust.levenshtein_neighbours(n, len(law), radius)
+    for alpha in (0.003, 0.03, 0.3):
+        full = robust.robust_type2_error(rho, relation, alpha)
+        patterns = robust.levenshtein_type2_error(n, law, radius, alpha)
+        assert patterns.type2_error == pytest.approx(full.type2_error, abs=1e-7)
+        assert patterns.gap < 1e-8
+        assert len(patterns.plan) <= len(full.plan)
+
+
+def test_a_large_vocabulary_of_equal_tokens_under_edits():
+    # 52 patterns of five tokens, fewer up to mirroring. Almost all texts have five different tokens; their ball has
+    # at most 1 + 5 * 999 texts of their own length, 6 * 1000 longer and 5 shorter, and what binds is the shorter ones:
+    # each is within one insertion of about 5 * 1000 texts, so w = alpha / 5000 a text is about the best.
+    solution = robust.levenshtein_type2_error(5, np.full(1000, 1e-3), 1, 2e-12)
+    assert len(solution.plan) < 52
+    assert solution.gap < 1e-6
+    assert 1 - solution.type2_error == pytest.approx(2e-12 * 1000.0**5 / 5000, rel=0.02)
+    with pytest.raises(ValueError, match="more than 20000 patterns"):
+        robust.levenshtein_type2_error(16, [0.7, 0.3], 1, 0.1)
+    with pytest.raises(ValueError, match=r"radius must be a whole number in 0\.\.4"):
+        robust.levenshtein_type2_error(4, [0.5, 0.5], 5, 0.1)
 
 
 @pytest.mark.parametrize(
