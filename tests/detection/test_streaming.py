@@ -1,0 +1,234 @@
+"""Streams of evidence: equal to the e-values of whole texts, valid under optional stopping, saved and restored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from assay.detection import bits
+from assay.detection.gumbel import robust_test, sum_test
+from assay.detection.streaming import StreamingTest
+from assay.watermark import dipmark, fixed_list, green_list, tournament
+from assay.watermark.gumbel import pivots, sum_scores
+from assay.watermark.keys import SecretKey, use_key
+
+MakeKey = Callable[..., SecretKey]
+Ids = Callable[[int, int], np.ndarray]
+
+CONFIGS: list[Any] = [
+    green_list.GreenListConfig(window=2),
+    green_list.GreenListConfig(window=3, seeding="self"),
+    fixed_list.FixedListConfig(),
+    tournament.TournamentConfig(),
+    dipmark.DipmarkConfig(),
+]
+OBSERVE = {
+    "green-list": green_list.observe,
+    "fixed-list": fixed_list.observe,
+    "tournament": tournament.observe,
+    "dipmark": dipmark.observe,
+}
+
+
+def key_for(config: Any, number: int = 0) -> SecretKey:
+    secret = hashlib.sha256(f"streaming key {number}".encode()).digest()
+    return SecretKey(secret, id=f"stream-{number}", config=config)
+
+
+def in_pieces(test: StreamingTest, ids: np.ndarray, sizes: list[int], log_p: np.ndarray | None = None) -> None:
+    """Feed a text in pieces of the given sizes, then some tokens one by one and the rest in pieces of 17."""
+    start = 0
+    for size in [*sizes, 1, 1, 1, 1, 1, *([17] * len(ids))]:
+        if start >= len(ids):
+            break
+        piece = slice(start, start + size)
+        test.update_many(ids[piece], None if log_p is None else log_p[piece])
+        start += size
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.lists(st.integers(0, 40), max_size=8))
+def test_pieces_give_the_e_value_of_the_whole_text(sizes: list[int], make_key: MakeKey, zipf_ids: Ids) -> None:
+    key = make_key(1)
+    ids = np.tile(zipf_ids(60, 2), 2)  # repeats must count once, however the text is cut
+    log_p = np.log(np.random.default_rng(3).uniform(0.01, 1, len(ids)))
+    found = pivots(ids, key)
+    for aware, whole in ((False, sum_test(found)), (True, robust_test(found, log_p[found.positions]))):
+        stream = StreamingTest(key, model_aware=aware)
+        in_pieces(stream, ids, sizes, log_p if aware else None)
+        result = stream.result()
+        assert result.log_evalue == pytest.approx(whole.log_evalue, abs=1e-10)
+        assert result.n_scored == whole.n_scored
+        assert result.n_repeats_dropped == whole.n_repeats_dropped
+        assert result.n_tokens == whole.n_tokens
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.tag)
+def test_bit_schemes_in_pieces(config: Any, zipf_ids: Ids) -> None:
+    key = key_for(config)
+    ids = np.tile(zipf_ids(120, 4), 2)
+    prompt, text = ids[:30], ids[30:]
+    coins = OBSERVE[config.scheme](ids, use_key(key), config, prompt_length=30)
+    ones, size = np.array([coins.outcomes.sum()]), np.array([coins.outcomes.size])
+    expected = bits.binomial_log_evalues(ones, size, getattr(config, "chance", 0.5))[0]
+    for sizes in ([], [210], [7, 100]):
+        stream = StreamingTest(key, prompt=prompt)
+        in_pieces(stream, text, sizes)
+        assert stream.log_evalue == pytest.approx(expected, abs=1e-10)
+        assert stream.result().n_scored == len(coins.positions)
+        assert stream.result().n_repeats_dropped == coins.n_repeats_dropped
+
+
+def too_many(stops: int, keys: int, level: float) -> bool:
+    """Whether more keys stop than a binomial at its 1 - 1e-6 quantile allows: false alarm 1e-6."""
+    return bool(stops > stats.binom.ppf(1 - 1e-6, keys, level))
+
+
+def stops_of(make_key: MakeKey, ids: np.ndarray, keys: int, level: float) -> dict[str, int]:
+    """How many keys ever stop at the level, for the streams and for p-values of fixed length looked at every time."""
+    log_p = np.log(np.random.default_rng(6).uniform(0.01, 1, len(ids)))
+    stops = {"stream": 0, "model-aware stream": 0, "fixed length, looked at every time": 0}
+    for number in range(keys):
+        key = make_key(number)
+        for name, aware in (("stream", False), ("model-aware stream", True)):
+            test = StreamingTest(key, alpha=level, model_aware=aware)
+            test.update_many(ids, log_p if aware else None)
+            assert test.stopped == (test.log_pvalue <= math.log(level))
+            stops[name] += test.stopped
+        scores = np.cumsum(sum_scores(pivots(ids, key).words))
+        stops["fixed length, looked at every time"] += bool(
+            np.any(stats.gamma.sf(scores, np.arange(1, len(scores) + 1)) <= level)
+        )
+    return stops
+
+
+def test_optional_stopping_keeps_the_level(make_key: MakeKey, zipf_ids: Ids) -> None:
+    stops = stops_of(make_key, np.tile(zipf_ids(150, 5), 2), 150, 0.05)
+    assert not too_many(stops["stream"], 150, 0.05)
+    assert not too_many(stops["model-aware stream"], 150, 0.05)
+    # The near-miss: the exact p-value for n tokens, tested again after each token.
+    assert too_many(stops["fixed length, looked at every time"], 150, 0.05)
+
+
+@pytest.mark.slow
+def test_optional_stopping_keeps_the_level_over_many_keys(make_key: MakeKey, zipf_ids: Ids) -> None:
+    # 4,000 keys, up to 1,000 tokens: a true level of 0.014 would pass with probability below 1e-3.
+    ids = zipf_ids(1000, 7)
+    stops = stops_of(make_key, ids, 4000, 0.01)
+    assert not too_many(stops["stream"], 4000, 0.01)
+    assert not too_many(stops["model-aware stream"], 4000, 0.01)
+    assert too_many(stops["fixed length, looked at every time"], 4000, 0.01)
+    # Bits: the same for one of each kind.
+    for config in CONFIGS:
+        stopped = 0
+        for number in range(1000):
+            test = StreamingTest(key_for(config, number), alpha=0.01)
+            test.update_many(ids)
+            stopped += test.stopped
+        assert not too_many(stopped, 1000, 0.01)
+
+
+def test_stops_early_on_marked_text_and_stays_stopped(make_key: MakeKey) -> None:
+    from assay.watermark.gumbel import next_tokens, unmarked_key
+
+    key, rng = make_key(1), np.random.default_rng(8)
+    history, log_p = list(rng.integers(0, 50, 4)), []
+    for _ in range(150):
+        law = rng.dirichlet(np.full(50, 0.3))
+        row = np.log(np.maximum(law, 1e-300))[None]
+        drawn = next_tokens([np.array(history)], row, prf_key=use_key(key), window=4, unmarked=unmarked_key(b"t"))
+        history.append(int(drawn[0]))
+        log_p.append(math.log(law[history[-1]]))
+    counts = {}
+    for aware in (False, True):
+        test = StreamingTest(key, alpha=1e-6, prompt=history[:4], model_aware=aware)
+        for place, token in enumerate(history[4:]):
+            value = test.update(token, log_p[place] if aware else None)
+            assert value == test.log_evalue
+            if test.stopped:
+                break
+        assert test.stopped_at == test.n_tokens < 150
+        assert test.log_pvalue <= math.log(1e-6)
+        counts[aware] = test.n_tokens
+        at_stop = test.log_pvalue
+        test.update_many(rng.integers(0, 50, 200), np.full(200, -1.0) if aware else None)
+        assert test.stopped
+        assert test.log_pvalue <= at_stop
+        assert test.stopped_at == counts[aware]
+    assert counts[True] <= counts[False]
+    other = StreamingTest(make_key(2), alpha=1e-6, prompt=history[:4])
+    other.update_many(history[4:])
+    assert not other.stopped
+
+
+def test_state_is_plain_holds_no_secret_and_restores(make_key: MakeKey, zipf_ids: Ids) -> None:
+    ids = np.tile(zipf_ids(80, 9), 2)
+    log_p = np.log(np.random.default_rng(10).uniform(0.01, 1, len(ids)))
+    for key, aware in ((make_key(3), True), (key_for(CONFIGS[1]), False), (key_for(CONFIGS[2]), False)):
+        whole = StreamingTest(key, alpha=0.1, prompt=ids[:10], model_aware=aware)
+        whole.update_many(ids[10:], log_p[10:] if aware else None)
+        first = StreamingTest(key, alpha=0.1, prompt=ids[:10], model_aware=aware)
+        first.update_many(ids[10:100], log_p[10:100] if aware else None)
+        text = json.dumps(first.state())
+        assert use_key(key).tobytes().hex() not in text
+        assert str(int(use_key(key)[0])) not in text
+        second = StreamingTest.restore(json.loads(text), key)
+        assert second.state() == first.state()
+        second.update_many(ids[100:], log_p[100:] if aware else None)
+        assert second.log_evalue == pytest.approx(whole.log_evalue, abs=1e-10)
+        assert second.log_pvalue == pytest.approx(whole.log_pvalue, abs=1e-10)
+        assert second.result().n_scored == whole.result().n_scored
+        assert second.result().n_repeats_dropped == whole.result().n_repeats_dropped
+        assert second.stopped_at == whole.stopped_at
+        with pytest.raises(ValueError, match="key must be"):
+            StreamingTest.restore(json.loads(text), make_key(4))
+    with pytest.raises(ValueError, match="state must have schema"):
+        StreamingTest.restore({}, make_key(3))
+
+
+def test_edges_and_errors(make_key: MakeKey) -> None:
+    key = make_key(0)
+    test = StreamingTest(key)
+    assert (test.log_pvalue, test.stopped, test.n_tokens) == (0.0, False, 0)
+    assert test.update_many([]) == pytest.approx(0.0, abs=1e-15)
+    assert test.result().n_scored == 0
+    before = test.state()
+    with pytest.raises(ValueError, match="log_prob must be None unless"):
+        test.update(1, -1.0)
+    with pytest.raises(ValueError, match="tokens must be"):
+        test.update(-1)
+    assert test.state() == before
+    aware = StreamingTest(key, model_aware=True)
+    for log_prob in ([0.1], [-1.0, -1.0]):
+        with pytest.raises(ValueError, match="log_prob must be natural logarithms"):
+            aware.update_many([1], log_prob)
+    with pytest.raises(ValueError, match="log_prob must be given"):
+        aware.update(1)
+    for alpha in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\), got"):
+            StreamingTest(key, alpha=alpha)
+    with pytest.raises(ValueError, match="log_prob is used for scheme 'gumbel' only"):
+        StreamingTest(key_for(CONFIGS[0]), model_aware=True)
+    assert key.id in repr(test.result())
+
+
+def test_a_scheme_without_token_wise_evidence_is_refused() -> None:
+    from assay.watermark.dual_gumbel import DualGumbelConfig
+
+    with pytest.raises(ValueError, match="key must be for one of the schemes dipmark"):
+        StreamingTest(key_for(DualGumbelConfig()))
+
+
+def test_unknown_probabilities_bring_no_evidence(make_key: MakeKey, zipf_ids: Ids) -> None:
+    test = StreamingTest(make_key(0, window=1), model_aware=True)
+    test.update_many(zipf_ids(50, 1), np.full(50, math.nan))
+    assert test.log_evalue == pytest.approx(0.0, abs=1e-3)
