@@ -1,4 +1,4 @@
-"""`assay keys`: make, list, rotate and revoke keys, and export what is public about them.
+"""`assay keys`: make, import, list, rotate and revoke keys, and export what is public about them.
 
 Results go to stdout, as JSON when it is not a terminal or with --json; everything else goes to stderr.
 Exit codes: 0 done, 1 refused (unknown key, wrong passphrase, damaged file), 2 usage.
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from assay.watermark.schemes import SchemeConfig
 
 keys_app = typer.Typer(
-    help="Make, list, rotate and revoke keys.",
+    help="Make, import, list, rotate and revoke keys.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # local variables of this module may be passphrases
 )
+
+_MAX_SECRET_BYTES = 65536
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of the key.")]
 
@@ -60,6 +62,49 @@ def new(
         key = SecretKey.generate(id, _config(scheme, window, setting or []))
         open_or_create(keyring, passphrase_file, development=development).add(key)
         _show_key(key.info, f"made key {key.id!r}", as_json=as_json)
+
+
+@keys_app.command("import")
+def import_key(
+    *,
+    scheme: Annotated[str, typer.Option(help='The other system\'s scheme, such as "hf-kgw" or "vllm-gumbel".')],
+    keyring: KeyringPath = DEFAULT_KEYRING,
+    id: Annotated[str | None, typer.Option("--id", help="Id of the key; default k- and 12 random digits.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of the scheme, such as vocab_size=50257; repeat it."
+        ),
+    ] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--secret-file",
+            metavar="PATH",
+            help="File that holds the key's integers, between commas or white space; else they are asked for on the "
+            "terminal.",
+        ),
+    ] = None,
+    development: Annotated[
+        bool, typer.Option("--development", help="If the keyring is missing, make one that is NOT encrypted.")
+    ] = False,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add the key of another system, whose texts are then read and written alike; the keyring is made if missing."""
+    from assay.watermark.foreign import ForeignConfig, parse
+    from assay.watermark.keys import SecretKey
+
+    with refusals():
+        config = _config(scheme, None, setting or [])
+        if not isinstance(config, ForeignConfig):
+            raise typer.BadParameter(f"--scheme must be another system's scheme, got {scheme!r}. Use `assay keys new`.")
+        integers = parse(config, _secret_text(secret_file))
+        if isinstance(integers, str):
+            raise ValueError(integers)
+        key = SecretKey.from_integers(config, integers, id=id)
+        open_or_create(keyring, passphrase_file, development=development).add(key)
+        _show_key(key.info, f"imported key {key.id!r}", as_json=as_json)
 
 
 @keys_app.command("list")
@@ -140,6 +185,23 @@ def _config(scheme: str, window: int | None, settings: list[str]) -> SchemeConfi
             raise typer.BadParameter(f"--set must be NAME=VALUE, each name once, got {setting!r}.")
         parameters[name] = _value(value)
     return config_from(scheme, newest(scheme).version, parameters)
+
+
+def _secret_text(file: Path | None) -> str:
+    """The integers as written, from a file or the terminal; never from the command line, which others can read."""
+    if file is not None:
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(_MAX_SECRET_BYTES + 1)
+        except OSError as error:
+            raise typer.BadParameter(f"--secret-file {file} cannot be read: {error.strerror}.") from None
+        if len(data) > _MAX_SECRET_BYTES:
+            raise typer.BadParameter(f"--secret-file {file} must have at most {_MAX_SECRET_BYTES} bytes.")
+        return data.decode("ascii", "replace")
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("give --secret-file: there is no terminal to ask on.")
+    answer: str = typer.prompt("Key", hide_input=True, err=True)
+    return answer
 
 
 def _value(text: str) -> Any:

@@ -1,0 +1,43 @@
+"""What the serving adapters share: keys that may embed, and one draw per row that the engine then cannot undo."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from assay._errors import RevokedKeyError
+from assay.watermark.gumbel import unmarked_key
+from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import Sampler, sampler_of
+
+
+def embedding_sampler(key: SecretKey, seed: bytes) -> Sampler:
+    """How an active key draws tokens; the seed keys all randomness that is not the mark.
+
+    Raises
+    ------
+    TypeError
+        If the key is no SecretKey.
+    RevokedKeyError
+        If it is retired or revoked.
+    ValueError
+        If it is for signing or for a scheme that does not draw token by token.
+    """
+    if not isinstance(key, SecretKey):
+        raise TypeError(f"key must be a SecretKey, got {type(key).__name__}. Take one from a Keyring by its id.")
+    if key.state != "active":
+        raise RevokedKeyError(
+            f"key {key.id!r} is {key.state}: it may not embed. Use an active key, or make one with `assay keys rotate`."
+        )
+    return sampler_of(key.config, use_key(key), unmarked_key(seed))
+
+
+def completion_only(key: SecretKey) -> bool:
+    """Whether the key's scheme reads the generated tokens alone."""
+    return bool(getattr(key.config, "completion_only", False))
+
+
+def next_token(draw: Sampler, history: npt.ArrayLike, log_weights: npt.NDArray[np.float32]) -> int:
+    """One row's token; `log_weights`, shape (V,), are taken after temperature and truncation."""
+    ids = np.asarray(history, dtype=np.int64).reshape(1, -1)
+    return int(draw(ids, log_weights[None], None)[0])

@@ -1,0 +1,403 @@
+"""vLLM and llama.cpp: the adapters against fakes with the engines' exact signatures, and vLLM itself where it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from assay._errors import GenerationError, KeyringError, MissingDependencyError, RevokedKeyError, UnknownKeyError
+from assay.kernels.scoring.decoding import Decoding, warp
+from assay.watermark.adapters import vllm as adapter
+from assay.watermark.adapters.llama_cpp import for_llama_cpp, truncated
+from assay.watermark.adapters.vllm import RequestRows
+from assay.watermark.gumbel import GumbelConfig, pivots, unmarked_key
+from assay.watermark.keyring import Keyring
+from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.profiles.hf_kgw import HfKgwConfig
+from assay.watermark.profiles.hf_synthid import HfSynthIdConfig
+from assay.watermark.profiles.vllm_gumbel import VllmGumbelConfig, official_scores
+from assay.watermark.schemes import sampler_of
+from assay.watermark.signing import Ed25519Config
+
+V = 64
+CONFIGS = [GumbelConfig(), HfKgwConfig(vocab_size=V), HfSynthIdConfig(sampling_table_size=1024), VllmGumbelConfig()]
+
+
+def key_of(config: Any) -> SecretKey:
+    return SecretKey(bytes(range(32)), id="k", config=config)
+
+
+# ---------------------------------------------------------------- vLLM's own classes, as far as they are read
+
+
+class MoveDirectionality(Enum):
+    UNIDIRECTIONAL = auto()
+    SWAP = auto()
+
+
+@dataclass(frozen=True)
+class BatchUpdate:
+    batch_size: int
+    removed: Sequence[int]
+    added: Sequence[tuple[int, Any, list[int] | None, list[int]]]
+    moved: Sequence[tuple[int, int, MoveDirectionality]]
+
+
+class LogitsProcessor(ABC):
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        return None
+
+    @abstractmethod
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None: ...
+
+    @abstractmethod
+    def apply(self, logits: torch.Tensor) -> torch.Tensor: ...
+
+    @abstractmethod
+    def is_argmax_invariant(self) -> bool: ...
+
+    @abstractmethod
+    def update_state(self, batch_update: BatchUpdate | None) -> None: ...
+
+
+@dataclass
+class SamplingParams:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = 1
+    extra_args: dict[str, Any] | None = field(default=None)
+
+
+def update(
+    added: Sequence[Any] = (), removed: Sequence[int] = (), moved: Sequence[Any] = (), size: int = 8
+) -> BatchUpdate:
+    return BatchUpdate(size, removed, added, moved)
+
+
+def logits_of(rows: int, seed: int) -> torch.Tensor:
+    return 2 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
+
+
+def serve(config: Any, prompt: list[int], n: int, params: SamplingParams, others: int = 0) -> list[int]:
+    """One request's output, with requests of other lengths beside it that come, go and move its row."""
+    requests = RequestRows(key_of(config))
+    output: list[int] = []
+    row, busy = others, list(range(others))
+    aside = {index: ([7] * index, []) for index in busy}
+    requests.update(update([(i, SamplingParams(seed=i), *aside[i]) for i in busy] + [(row, params, prompt, output)]))
+    for step in range(n):
+        logits = logits_of(1, step).repeat(others + 1, 1)
+        before = logits.clone()
+        out = requests.apply(logits)
+        tokens = out.argmax(1).tolist()
+        for index in (*busy, row):
+            one = out[index]
+            assert (one == 0).sum() == 1
+            assert (one == -torch.inf).sum() == V - 1
+        output.append(tokens[row])
+        for index in busy:
+            aside[index][1].append(tokens[index])
+        if others and step == n // 3:
+            requests.update(update(moved=[(row, 0, MoveDirectionality.SWAP)]))
+            aside[row] = aside.pop(0)
+            busy = [index for index in range(others + 1) if index != 0]
+            row = 0
+        if others > 1 and step == n // 2:
+            last = max(busy)
+            requests.update(update(removed=[last]))
+            busy.remove(last)
+            assert torch.equal(requests.apply(before.clone())[last], before[last])  # an empty row is left alone
+    return output
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.scheme)
+def test_vllm_rows_follow_their_requests(config: Any) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    alone = serve(config, prompt, 18, SamplingParams(temperature=0.7))
+    assert alone == serve(config, prompt, 18, SamplingParams(temperature=0.7), others=3)
+    # Oracle: the scheme's own sampler, token by token, on the tempered scores.
+    draw = sampler_of(config, use_key(key_of(config)), unmarked_key(f"vllm 1 {prompt}".encode()))
+    read = [] if getattr(config, "completion_only", False) else prompt
+    history: list[int] = []
+    for step in range(18):
+        scores = (logits_of(1, step) / 0.7).numpy()
+        history.append(int(draw(np.array([read + history], dtype=np.int64), scores, None)[0]))
+    assert alone == history
+
+
+def test_vllm_text_reads_as_vllms_own() -> None:
+    config = VllmGumbelConfig()
+    text = serve(config, [1, 2, 3], 40, SamplingParams())
+    n, score = official_scores(np.array(text, dtype=np.uint32), use_key(key_of(config)), config)
+    assert n > 35
+    assert score > 2 * n  # mean 1 without the mark: 6 standard deviations
+
+
+def test_vllm_truncation_is_vllms() -> None:
+    # top_k, top_p and min_p leave one token: whatever the key, it is drawn.
+    for settings in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        text = serve(GumbelConfig(), [1, 2, 3, 4], 6, SamplingParams(**settings))  # type: ignore[arg-type]
+        assert text == [int(logits_of(1, step).argmax()) for step in range(6)], settings
+    extra = {"assay_temperature": 1.0, "assay_top_k": 1}  # a greedy engine, the rule beside it
+    text = serve(GumbelConfig(), [1, 2, 3, 4], 6, SamplingParams(temperature=0.0, extra_args=extra))
+    assert text == [int(logits_of(1, step).argmax()) for step in range(6)]
+
+
+def test_vllm_updates_come_in_order_removed_added_moved() -> None:
+    requests = RequestRows(key_of(GumbelConfig()))
+    first, second = [1, 2, 3, 4], [9, 8, 7, 6]
+    requests.update(update([(0, SamplingParams(), first, []), (1, SamplingParams(), second, [])]))
+    expected = requests.apply(logits_of(1, 5).repeat(2, 1)).argmax(1).tolist()
+    # Row 0 leaves and is taken at once by a third request; the second then moves over it, one way.
+    requests.update(
+        update(
+            [(0, SamplingParams(), [5, 5, 5, 5], [])], removed=[0], moved=[(1, 0, MoveDirectionality.UNIDIRECTIONAL)]
+        )
+    )
+    logits = logits_of(1, 5).repeat(2, 1)
+    out = requests.apply(logits.clone())
+    assert int(out[0].argmax()) == expected[1]
+    assert torch.equal(out[1], logits[1])
+    requests.update(None)
+    assert torch.equal(requests.apply(logits.clone())[0], out[0])
+    requests.update(update([(0, SamplingParams(extra_args={"assay_watermark": False}), first, [])]))
+    assert torch.equal(requests.apply(logits.clone()), logits)  # the newcomer opted out
+
+
+def test_vllm_seeds() -> None:
+    short = [1]  # no context yet: the first tokens are drawn from noise alone
+    text = serve(GumbelConfig(), short, 3, SamplingParams(seed=4))
+    assert text == serve(GumbelConfig(), short, 3, SamplingParams(seed=4))
+    assert text == serve(GumbelConfig(), short, 3, SamplingParams(seed=None, extra_args={"assay_seed": 4}))
+    others = {tuple(serve(GumbelConfig(), short, 3, SamplingParams(seed=None))) for _ in range(4)}
+    assert len(others) > 1
+
+
+def test_vllm_placeholders_are_refused() -> None:
+    requests = RequestRows(key_of(GumbelConfig()))
+    output = [5, -1]
+    requests.update(update([(0, SamplingParams(), [1, 2], output)]))
+    with pytest.raises(GenerationError, match="async_scheduling=False"):
+        requests.apply(logits_of(1, 0))
+    output[1] = 6
+    requests.apply(logits_of(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty must be 1 with a watermark"),
+        ({"presence_penalty": 0.5}, "presence_penalty must be 0"),
+        ({"top_p": 1.5}, "top_p must be"),
+        ({"extra_args": {"assay_watermark": "no"}}, "assay_watermark must be true or false"),
+        ({"extra_args": {"assay_seed": "7"}}, "assay_seed must be an integer"),
+        ({"extra_args": {"assay_temperature": "hot"}}, "temperature must be above 0"),
+    ],
+)
+def test_vllm_requests_that_cannot_be_marked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adapter.decoding_of(SamplingParams(**settings))
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vllm", "vllm.v1", "vllm.v1.sample"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    module = types.ModuleType("vllm.v1.sample.logits_processor")
+    module.LogitsProcessor = LogitsProcessor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield
+    vars(adapter).pop("WatermarkLogitsProcessor", None)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "keyring.json"
+    keyring = Keyring.create(path, passphrase="open sesame", scrypt_n=2**10)
+    keyring.add(key_of(GumbelConfig()))
+    for name, value in (("ASSAY_KEYRING", str(path)), ("ASSAY_KEY_ID", "k"), ("ASSAY_PASSPHRASE", "open sesame")):
+        monkeypatch.setenv(name, value)
+    return path
+
+
+def test_vllm_class_is_loaded_by_name(fake_vllm: None, environment: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    processor_class = adapter.WatermarkLogitsProcessor
+    assert adapter.WatermarkLogitsProcessor is processor_class
+    assert f"{processor_class.__module__}:{processor_class.__qualname__}" == (
+        "assay.watermark.adapters.vllm:WatermarkLogitsProcessor"
+    )
+    processor = processor_class(types.SimpleNamespace(), torch.device("cpu"), False)
+    assert isinstance(processor, LogitsProcessor)
+    assert processor.is_argmax_invariant() is False
+    processor.update_state(update([(0, SamplingParams(), [1, 2, 3, 4], [])]))
+    expected = RequestRows(key_of(GumbelConfig()))
+    expected.update(update([(0, SamplingParams(), [1, 2, 3, 4], [])]))
+    assert torch.equal(processor.apply(logits_of(1, 2)), expected.apply(logits_of(1, 2)))
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        processor_class.validate_params(SamplingParams(temperature=0.0))
+    file = tmp_path / "passphrase"
+    file.write_text("open sesame\nanything else")
+    monkeypatch.delenv("ASSAY_PASSPHRASE")
+    monkeypatch.setenv("ASSAY_PASSPHRASE_FILE", str(file))
+    processor_class(types.SimpleNamespace(), torch.device("cpu"), False)
+
+
+def test_vllm_keys_come_from_the_environment(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert adapter.key_from_environment().id == "k"
+    monkeypatch.setenv("ASSAY_KEY_ID", "other")
+    with pytest.raises(UnknownKeyError):
+        adapter.key_from_environment()
+    monkeypatch.delenv("ASSAY_KEY_ID")
+    with pytest.raises(KeyringError, match="ASSAY_KEY_ID must be set"):
+        adapter.key_from_environment()
+    monkeypatch.setenv("ASSAY_KEY_ID", "k")
+    monkeypatch.delenv("ASSAY_PASSPHRASE")
+    with pytest.raises(KeyringError, match="set ASSAY_PASSPHRASE_FILE or ASSAY_PASSPHRASE"):
+        adapter.key_from_environment()
+    monkeypatch.setenv("ASSAY_PASSPHRASE_FILE", str(environment.parent / "none"))
+    with pytest.raises(KeyringError, match="cannot be read"):
+        adapter.key_from_environment()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_vllm_missing_is_said() -> None:
+    with pytest.raises(MissingDependencyError, match="needs vllm"):
+        _ = adapter.WatermarkLogitsProcessor
+    with pytest.raises(AttributeError, match="no attribute 'Other'"):
+        _ = adapter.Other
+
+
+@pytest.mark.parametrize("make", [RequestRows, for_llama_cpp])
+def test_keys_that_may_not_embed(make: Callable[[Any], object]) -> None:
+    retired = key_of(GumbelConfig()).with_state("retired", datetime(2026, 1, 1, tzinfo=UTC))
+    with pytest.raises(RevokedKeyError, match="'k' is retired: it may not embed"):
+        make(retired)
+    with pytest.raises(ValueError, match="got 'ed25519/1'"):
+        make(key_of(Ed25519Config()))
+    with pytest.raises(TypeError, match="key must be a SecretKey, got str"):
+        make("k")
+
+
+# ---------------------------------------------------------------- llama.cpp
+
+
+def complete(mark: Any, prompt: list[int], n: int) -> list[int]:
+    """As llama-cpp-python calls it: all tokens so far (intc), logits of one position (single)."""
+    tokens = list(prompt)
+    for step in range(n):
+        scores = logits_of(1, step)[0].numpy()
+        before = scores.copy()
+        out = mark(np.array(tokens, dtype=np.intc), scores)
+        assert (out.dtype, out.shape) == (np.float32, scores.shape)
+        np.testing.assert_array_equal(scores, before)
+        assert (out == 0).sum() == 1
+        assert np.isneginf(out).sum() == V - 1
+        tokens.append(int(out.argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.scheme)
+def test_llama_texts_are_the_schemes_own(config: Any) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
+    mark = for_llama_cpp(key_of(config), seed=3, prompt_length=5, **settings)  # type: ignore[arg-type]
+    text = complete(mark, prompt, 15)
+    assert text == complete(mark, prompt, 15)  # no state is left from the first time
+    draw = sampler_of(config, use_key(key_of(config)), unmarked_key(b"llama.cpp 3"))
+    rule = Decoding(top_k=20, top_p=0.9, min_p=0.01)
+    history = [] if getattr(config, "completion_only", False) else list(prompt)
+    for step, token in enumerate(text):
+        scores = warp(logits_of(1, step), rule).numpy() / np.float32(0.7)
+        assert token == draw(np.array([history], dtype=np.int64), scores, None)[0]
+        history.append(token)
+
+
+def test_llama_text_carries_the_mark() -> None:
+    text = complete(for_llama_cpp(key_of(GumbelConfig()), top_k=0, top_p=1.0, min_p=0.0), [1, 2, 3, 4], 60)
+    right = -np.log1p(-(pivots([1, 2, 3, 4, *text], key_of(GumbelConfig())).words + 0.5) / 2**32).mean()
+    assert right < 0.5  # 1 without the mark, 4 standard errors away
+
+
+def test_llama_truncation_against_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        scores = np.round(rng.normal(0, 2, 12), 1).astype(np.float32)  # ties occur
+        if number % 3 == 0:
+            scores[rng.integers(0, 12, 4)] = -np.inf
+        top_k, top_p, min_p = int(rng.integers(0, 13)), float(rng.uniform(0.05, 1)), float(rng.uniform(0, 0.5))
+        order = sorted((v for v in range(12) if scores[v] > -np.inf), key=lambda v: (-scores[v], v))
+        order = order[: top_k or 12]
+        weights = np.exp([float(scores[v]) for v in order])
+        kept, mass = [], 0.0
+        for v, weight in zip(order, weights, strict=True):
+            if mass >= top_p * weights.sum() - 1e-12:
+                break
+            mass += weight
+            if weight >= min_p * weights[0] - 1e-12:
+                kept.append(v)
+        got = truncated(scores, top_k=top_k, top_p=top_p, min_p=min_p)
+        assert np.flatnonzero(got > -np.inf).tolist() == sorted(kept)
+        np.testing.assert_array_equal(got[kept], scores[kept])
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (GumbelConfig(), {"temperature": 0.0}, "temperature must be a positive number"),
+        (GumbelConfig(), {"top_k": 1.5}, "top_k must be an integer"),
+        (GumbelConfig(), {"top_p": 0.0}, "top_p must be in"),
+        (GumbelConfig(), {"min_p": 2.0}, "min_p must be in"),
+        (VllmGumbelConfig(), {}, "prompt_length must be given for scheme 'vllm-gumbel'"),
+        (VllmGumbelConfig(), {"prompt_length": -1}, "prompt_length must be given"),
+    ],
+)
+def test_llama_settings_are_checked(config: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        for_llama_cpp(key_of(config), **settings)
+
+
+# ---------------------------------------------------------------- vLLM itself
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("ASSAY_TEST_VLLM_MODEL") and importlib.util.find_spec("vllm")),
+    reason="needs vLLM and ASSAY_TEST_VLLM_MODEL, the folder of a small model: see docs/how-to/serving.md",
+)
+def test_vllm_itself(environment: Path) -> None:
+    from vllm import LLM
+    from vllm import SamplingParams as RealParams
+
+    from assay.detection.detect import detect
+
+    llm = LLM(
+        os.environ["ASSAY_TEST_VLLM_MODEL"],
+        dtype="float32",
+        enforce_eager=True,
+        async_scheduling=False,
+        logits_processors=["assay.watermark.adapters.vllm:WatermarkLogitsProcessor"],
+    )
+    on = RealParams(temperature=1.0, max_tokens=80, seed=1, ignore_eos=True)
+    off = RealParams(temperature=1.0, max_tokens=80, seed=1, ignore_eos=True, extra_args={"assay_watermark": False})
+    marked, plain = (out.outputs[0].token_ids for out in llm.generate(["Once upon a time"] * 2, [on, off]))
+    assert detect(list(marked), key_of(GumbelConfig())).pvalue < 1e-4
+    assert detect(list(plain), key_of(GumbelConfig())).pvalue > 1e-4
