@@ -309,7 +309,13 @@ def sequence_test(
         raise ValueError(f"tolerance must be in [0, 1], got {tolerance}.")
     scorer = _scorer(model)
     ids, _ = _token_ids(text, "text", tokenizer, model, scorer)
-    prompt_ids = None if prompt is None else _token_ids(prompt, "prompt", tokenizer, model, scorer)[0]
+    prompt_ids = None
+    if prompt is not None:
+        prompt_ids, source = _token_ids(prompt, "prompt", tokenizer, model, scorer)
+        if source is not None:
+            # As the generator reads a prompt: with the beginning-of-sequence token of tokenizers that put one.
+            string = prompt if isinstance(prompt, str) else bytes(prompt).decode("utf-8")
+            prompt_ids = np.array(source.backend.encode(string).ids, dtype=np.uint32)
     laws: Iterable[tuple[int, npt.NDArray[np.float32]]] = ()
     if len(ids):
         decoding = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}

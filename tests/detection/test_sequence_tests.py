@@ -237,6 +237,22 @@ def test_type2_error_on_short_texts_of_the_bundled_model(model, tokenizer):
         assert abs(missed - ump.race_type2_error(expected, alpha)) > band  # near-miss: the model-agnostic race
 
 
+def test_a_prompt_is_read_as_the_generator_reads_it(model):
+    # A tokenizer that puts a token before every text, as Llama's does: the interval of the first token depends on it.
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer_for_generation()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="x $A", special_tokens=[("x", 77)])
+    assert tokenizer(PROMPT)["input_ids"][0] == 77
+    key = key_of(8)
+    text = generate_sequence(model, tokenizer, PROMPT, key, b"a letter", max_new_tokens=12)
+    for prompt in (PROMPT, PROMPT.encode(), tokenizer(PROMPT)["input_ids"]):
+        found = sequence_test(text, key, b"a letter", model=model, tokenizer=tokenizer, prompt=prompt)
+        assert found.statistic == 12
+    bare = tokenizer(PROMPT)["input_ids"][1:]
+    assert sequence_test(text, key, b"a letter", model=model, prompt=bare, test="ump").pvalue == 1.0
+
+
 def test_a_text_ends_with_the_end_of_sequence(model, tokenizer, monkeypatch):
     key = key_of(7)
     text = generate_sequence(model, tokenizer, PROMPT, key, b"a letter", max_new_tokens=20)
