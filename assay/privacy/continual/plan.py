@@ -1,0 +1,332 @@
+"""Plans of counters: which mechanism, how much noise, what it costs, how far off a release will be.
+
+Guarantee of a planned counter, against a stream that may be chosen after seeing earlier releases: epsilon-DP (Laplace)
+or rho-zCDP (Gaussian), for one unit that changes at most `contributions` steps by at most `bound` each; for steps in
+0 .. bound, add/remove of a unit and replacing it are the same there. Gaussian Toeplitz and BLT counters round a sum of
+doubles: they are rho-zCDP up to a total variation of `numerical_delta`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from assay.privacy.accounting import Adjacency, Cost, Unit, check_terms, exact, rho_for
+from assay.privacy.continual.toeplitz import Banded, BufferedLinear, SquareRoot, fit_blt
+from assay.privacy.continual.trees import (
+    BinaryTree,
+    Factorisation,
+    Floats,
+    Honaker,
+    KaryTree,
+    Plain,
+    SmoothTree,
+    best_arity,
+    check_horizon,
+    mean_and_max_rows,
+)
+from assay.privacy.discrete import variance_of_gaussian, variance_of_laplace
+from assay.privacy.noise import Real, gaussian_variance, laplace_scale
+
+Law = Literal["laplace", "gaussian"]
+MECHANISMS = ("plain", "binary tree", "Honaker", "k-ary tree", "smooth tree", "square root", "BLT", "banded")
+
+_FFT_LARGEST = 2**22
+_BUFFERS = (1, 2, 3, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a counter will do. Made by `plan_counter`.
+
+    Attributes
+    ----------
+    design
+        The factorisation.
+    law
+        Law of the node noise.
+    node
+        Scale (Laplace) or variance (Gaussian) of one node's integer noise; for Toeplitz designs on a grid of
+        2**-`grid_bits`.
+    grid_bits
+        0 for trees, whose noise is on the integers.
+    cost
+        What the whole counter costs, however long it runs.
+    bound
+        Largest value of one step; steps are integers in 0 .. bound.
+    contributions
+        How many steps one unit may change.
+    columns
+        Counters that run side by side under this one cost.
+    touched
+        How many of the columns one step of one unit may change.
+    """
+
+    design: Factorisation
+    law: Law
+    node: Fraction
+    grid_bits: int
+    cost: Cost
+    bound: int = 1
+    contributions: int = 1
+    columns: int = 1
+    touched: int = 1
+
+    @property
+    def node_variance(self) -> float:
+        """Exact variance of one node's noise, in steps squared."""
+        raw = variance_of_laplace(self.node) if self.law == "laplace" else variance_of_gaussian(self.node)
+        return raw / 4.0**self.grid_bits
+
+    @property
+    def rounding_variance(self) -> float:
+        """What rounding to integers adds; nothing where the noise is on the integers."""
+        return 0.0 if isinstance(self.design, BinaryTree | KaryTree | SmoothTree | Plain) else 1 / 12
+
+    def standard_error(self, times: npt.ArrayLike) -> Floats:
+        """Exact standard deviation of the releases at `times`, in 1 .. horizon (from rounding: within 1/12 of it)."""
+        rows = self.design.rows(np.asarray(times, dtype=np.int64))
+        found: Floats = np.sqrt(self.node_variance * rows + self.rounding_variance)
+        return found
+
+    @property
+    def mean_and_max_variance(self) -> tuple[float, float]:
+        """Mean and largest variance of a release over 1 .. horizon."""
+        mean, worst = mean_and_max_rows(self.design)
+        return self.node_variance * mean + self.rounding_variance, self.node_variance * worst + self.rounding_variance
+
+    def band(self, beta: float = 0.05) -> float:
+        """Half width that holds at all times and columns at once with probability 1 - beta (union bound, Chernoff)."""
+        if not 0 < beta < 1:
+            raise ValueError(f"beta must be in (0, 1), got {beta}.")
+        log = math.log(2 * self.design.horizon * self.columns / beta)
+        rows = mean_and_max_rows(self.design)[1]
+        # Rounding moves a release by a half at most.
+        slack = 0.5 if self.rounding_variance else 0.0
+        if self.law == "gaussian":
+            return math.sqrt(2 * log * rows * float(self.node)) / 2.0**self.grid_bits + slack
+        scale = float(self.node)
+        # A sum of weighted Laplace draws with weights at most 1 has log-mgf at most -rows log(1 - (u scale)^2).
+        u = np.linspace(1e-4, 1 - 1e-6, 20_001)
+        return float(np.min((log - rows * np.log1p(-(u**2))) / u)) * scale + slack
+
+    @property
+    def numerical_delta(self) -> float:
+        """Bound on the total variation between the releases and those of exact arithmetic; 0 for trees.
+
+        A release differs only where the exact noise lies closer to a half-integer than the error of its evaluation:
+        twice that error, per time and column, bounds the chance.
+        """
+        if not self.grid_bits:
+            return 0.0
+        horizon = self.design.horizon
+        _, rows = mean_and_max_rows(self.design)
+        sigma = math.sqrt(self.node_variance)
+        grid = 2.0 ** -(self.grid_bits + 1) * math.sqrt(horizon * rows)
+        # Convolution by FFT or filter: relative 2**-53 per stage, in root mean square over the stream.
+        doubles = 2.0**-53 * 8 * (math.log2(horizon) + 2) * sigma * math.sqrt(rows * self.design.l2_squared)
+        return 2 * horizon * self.columns * (grid + doubles)
+
+    def __str__(self) -> str:
+        mean, worst = self.mean_and_max_variance
+        what = (
+            f"{self.design.name} of arity {self.design.arity}"
+            if isinstance(self.design, KaryTree)
+            else self.design.name
+        )
+        if isinstance(self.design, BufferedLinear):
+            what += f" with {len(self.design.poles)} buffers"
+        price = (
+            f"epsilon {float(self.cost.amount):.4g}"
+            if self.cost.kind == "pure"
+            else f"rho {float(self.cost.amount):.4g}"
+        )
+        return (
+            f"{what}, {self.law} noise, {price} for {self.cost.adjacency} of one {self.cost.unit}; "
+            f"{self.columns} x {self.design.horizon} releases, standard error {math.sqrt(mean):.3g} on average "
+            f"and at most {math.sqrt(worst):.3g}, all within {self.band():.3g} with probability 0.95"
+        )
+
+
+def plan_counter(
+    horizon: int,
+    *,
+    epsilon: Real | None = None,
+    delta: float = 0.0,
+    rho: Real | None = None,
+    adjacency: Adjacency,
+    unit: Unit,
+    memory: int | None = None,
+    mechanism: str | None = None,
+    bound: int = 1,
+    contributions: int = 1,
+    columns: int = 1,
+    touched: int | None = None,
+    bands: int | None = None,
+) -> Plan:
+    """Choose the counter with the smallest largest error that the privacy and the memory allow.
+
+    Parameters
+    ----------
+    horizon
+        T in [1, 2**40]: releases at times 1 .. T. For no horizon see `plan_endless`.
+    epsilon, delta
+        With delta 0: Laplace noise only. With delta above 0: Gaussian noise too, by the sharpest zCDP conversion.
+    rho
+        Instead of epsilon and delta.
+    adjacency, unit
+        What the guarantee is about; see `Cost`.
+    memory
+        Most numbers that the running counter may keep per column; None for no limit.
+    mechanism
+        One of `MECHANISMS` to decide for it.
+    bound
+        Largest step.
+    contributions
+        How many steps one unit may change, at least 1.
+    columns
+        Counters side by side.
+    touched
+        How many columns one step of one unit may change; default all. A histogram touches one under add/remove and two
+        under replace.
+    bands
+        For "banded": its width.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or no mechanism fits the memory.
+    """
+    check_horizon(horizon)
+    check_terms(adjacency, unit)
+    for name, value in (("bound", bound), ("contributions", contributions), ("columns", columns)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    touched = columns if touched is None else touched
+    if type(touched) is not int or not 1 <= touched <= columns:
+        raise ValueError(f"touched must be an integer in [1, {columns}], got {touched!r}.")
+    if mechanism is not None and mechanism not in MECHANISMS:
+        raise ValueError(f"mechanism must be one of {MECHANISMS}, got {mechanism!r}.")
+    if memory is not None and (type(memory) is not int or memory < 1):
+        raise ValueError(f"memory must be a positive integer or None, got {memory!r}.")
+    pure, zcdp = targets(epsilon, delta, rho)
+    terms: dict[str, Any] = {"adjacency": adjacency, "unit": unit}
+    sizes = {"bound": bound, "contributions": contributions, "columns": columns, "touched": touched}
+    plans = []
+    for design in _candidates(horizon, memory, mechanism, bands, gaussian=zcdp is not None):
+        if pure is not None and design.l1 is not None:
+            plans.append(_laplace(design, pure, terms, sizes))
+        if zcdp is not None:
+            plans.append(_gaussian(design, zcdp, terms, sizes))
+    if not plans:
+        raise ValueError(
+            f"no mechanism fits memory={memory}, mechanism={mechanism!r} and this privacy. "
+            "Allow more memory, or delta above 0 for Gaussian mechanisms."
+        )
+    return min(plans, key=lambda plan: plan.mean_and_max_variance[::-1])
+
+
+def plan_endless(
+    around: int,
+    *,
+    rho: Real,
+    adjacency: Adjacency,
+    unit: Unit,
+    buffers: int = 5,
+    bound: int = 1,
+    contributions: int = 1,
+) -> Plan:
+    """A Gaussian counter without a horizon: a BLT whose sensitivity is that of an endless stream.
+
+    Guarantee: rho-zCDP however long it runs, because every pole is below one and the columns of C have a finite norm.
+    The error is near the best around the time it was fitted for and grows like the root of the time far beyond.
+
+    Parameters
+    ----------
+    around
+        The time at which the error is made small; public.
+    buffers
+        In [1, 10].
+    rho, adjacency, unit, bound, contributions
+        As for `plan_counter`.
+    """
+    check_terms(adjacency, unit)
+    sizes = {"bound": bound, "contributions": contributions, "columns": 1, "touched": 1}
+    design = fit_blt(around, buffers, unbounded=True)
+    return _gaussian(design, exact(rho, "rho"), {"adjacency": adjacency, "unit": unit}, sizes)
+
+
+def targets(epsilon: Real | None, delta: float, rho: Real | None) -> tuple[Fraction | None, Fraction | None]:
+    """Pure epsilon for Laplace candidates and rho for Gaussian ones; None where there are none."""
+    if (epsilon is None) == (rho is None):
+        raise ValueError("give either epsilon (with delta) or rho.")
+    if rho is not None:
+        if delta:
+            raise ValueError("delta goes with epsilon; rho needs none.")
+        return None, exact(rho, "rho")
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta must be in [0, 1), got {delta}.")
+    assert epsilon is not None  # noqa: S101  # for the type checker
+    return exact(epsilon, "epsilon"), rho_for(epsilon, delta, sharp=True) if delta else None
+
+
+def _candidates(
+    horizon: int, memory: int | None, mechanism: str | None, bands: int | None, *, gaussian: bool
+) -> list[Factorisation]:
+    found: list[Factorisation] = []
+    wanted = [mechanism] if mechanism else ["binary tree", "Honaker", "k-ary tree", "smooth tree"]
+    if gaussian and mechanism is None:
+        wanted += ["square root"] if horizon <= _FFT_LARGEST else []
+        wanted += ["BLT"] if memory is not None or horizon > _FFT_LARGEST else []
+    for name in wanted:
+        if name == "banded":
+            if bands is None:
+                raise ValueError("bands must be given for the banded mechanism.")
+            found.append(Banded(horizon, bands))
+        elif name == "BLT":
+            counts = [d for d in _BUFFERS if memory is None or d + 1 <= memory]
+            found += [fit_blt(horizon, d) for d in counts[-1:]]
+        elif name == "k-ary tree":
+            found.append(KaryTree(horizon, best_arity(horizon)))
+        else:
+            found.append(_SIMPLE[name](horizon))
+    return [design for design in found if memory is None or design.memory <= memory]
+
+
+_SIMPLE: dict[str, Any] = {
+    "plain": Plain,
+    "binary tree": BinaryTree,
+    "Honaker": Honaker,
+    "smooth tree": SmoothTree,
+    "square root": SquareRoot,
+}
+
+
+def _laplace(design: Factorisation, epsilon: Fraction, terms: dict[str, Any], sizes: dict[str, int]) -> Plan:
+    assert design.l1 is not None  # noqa: S101  # for the type checker
+    reach = design.l1 * sizes["touched"] * sizes["contributions"] * sizes["bound"]
+    node = laplace_scale(reach / epsilon)
+    return Plan(design=design, law="laplace", node=node, grid_bits=0, cost=Cost.pure(epsilon, **terms), **sizes)
+
+
+def _gaussian(design: Factorisation, rho: Fraction, terms: dict[str, Any], sizes: dict[str, int]) -> Plan:
+    reach = sizes["touched"] * (sizes["contributions"] * sizes["bound"]) ** 2
+    cost = Cost.zcdp(rho, **terms)
+    if design.l1 is not None:
+        node = gaussian_variance(design.l1 * reach / (2 * rho))
+        return Plan(design=design, law="gaussian", node=node, grid_bits=0, cost=cost, **sizes)
+    # Columns of C are not integers: noise lives on a fine grid, to which a column is rounded. The first factor covers
+    # that rounding (a column is at least as long as its first entry), the second the sum of squares in doubles.
+    variance = design.l2_squared * reach / (2 * float(rho))
+    bits = max(1, min(48, 49 - math.ceil(math.log2(math.sqrt(variance) + 1))))
+    horizon = 2**40 if getattr(design, "unbounded", False) else design.horizon
+    slack = Fraction((1 + math.sqrt(horizon) * 2.0 ** -(bits + 1)) ** 2) * (1 + Fraction(1, 2**30))
+    variance = Fraction(design.l2_squared) * slack * reach / (2 * rho)
+    return Plan(
+        design=design, law="gaussian", node=gaussian_variance(variance * 4**bits), grid_bits=bits, cost=cost, **sizes
+    )

@@ -1,0 +1,85 @@
+"""Files in which a running release survives its process: arrays and settings, never pickled, replaced in one step.
+
+A state file holds undisclosed noise and exact counts: it is as secret as the data (mode 0600). It must never be
+restored from a copy and run on: the same steps would be released with two different noises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from assay.privacy import _chain
+from assay.privacy.errors import LedgerError
+
+SCHEMA = "assay.privacy-state/1"
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class StateFile:
+    """A state file, locked against other processes until `close`."""
+
+    def __init__(self, path: str | os.PathLike[str], *, new: bool) -> None:
+        self.path = Path(path)
+        if new and self.path.exists():
+            raise LedgerError(f"path must be free, {self.path} exists. Resume it, or choose another.")
+        if not new and not self.path.exists():
+            raise LedgerError(f"there is no state at {self.path}.")
+        lock = self.path.with_name(self.path.name + ".lock")
+        self._fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _chain.lock(self._fd, self.path, 0.0)
+        except BaseException:
+            self.close()
+            raise
+        self._pid = os.getpid()
+
+    def write(self, kind: str, settings: dict[str, Any], arrays: Arrays) -> None:
+        """Replace the content: when this returns it is on disk; when the machine stops before, the old one is whole."""
+        if self._fd < 0 or os.getpid() != self._pid:
+            raise LedgerError(f"{self.path} is closed or belongs to another process. Resume it in this one.")
+        buffer = io.BytesIO()
+        head = json.dumps({"schema": SCHEMA, "kind": kind, "settings": settings}, sort_keys=True).encode("ascii")
+        np.savez(buffer, head=np.frombuffer(head, dtype=np.uint8), **arrays)
+        temporary = self.path.with_name(self.path.name + ".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _chain.write_all(fd, buffer.getvalue())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, self.path)
+        _chain.sync_folder(self.path.parent)
+
+    def read(self, kind: str) -> tuple[dict[str, Any], Arrays]:
+        """Settings and arrays.
+
+        Raises
+        ------
+        LedgerError
+            If the file is damaged or of another kind.
+        """
+        try:
+            with np.load(self.path, allow_pickle=False) as held:
+                arrays = {name: held[name] for name in held.files}
+            head = json.loads(arrays.pop("head").tobytes())
+            settings = head["settings"]
+        except Exception as error:  # a damaged zip raises many kinds
+            raise LedgerError(f"{self.path} is not a state file or is damaged ({type(error).__name__}).") from None
+        if head.get("schema") != SCHEMA or head.get("kind") != kind:
+            raise LedgerError(f"{self.path} holds {head.get('kind')!r} ({head.get('schema')!r}), not {kind!r}.")
+        return settings, arrays
+
+    def close(self) -> None:
+        """Let others open it."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
