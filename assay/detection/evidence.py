@@ -33,7 +33,7 @@ class Evidence:
     positions
         int64, shape (k,), ascending: the tokens that count, from the first after the prompt.
     log_ratios
-        float64, shape (k, alternatives), at least -inf.
+        float64, shape (k, alternatives), finite: no single token can rule the mark out.
     n_tokens
         Tokens in the text.
     n_repeats_dropped

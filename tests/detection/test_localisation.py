@@ -1,0 +1,272 @@
+"""Segments at a family-wise level, the scan's p-value, the posterior: against enumeration, and by simulation."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from assay.detection.evidence import Evidence, gather
+from assay.detection.localisation import (
+    family,
+    localise,
+    log_mean_of_all_segments,
+    of_lone_contexts,
+    posterior,
+    scan,
+)
+from assay.watermark.edits import paste
+from assay.watermark.fixed_list import FixedListConfig
+from assay.watermark.green_list import GreenListConfig
+from assay.watermark.gumbel import next_tokens, pivots, sum_scores, unmarked_key
+from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import sampler_of
+from assay.watermark.tournament import TournamentConfig
+
+MakeKey = Callable[..., SecretKey]
+Ids = Callable[[int, int], np.ndarray]
+WINDOW = 4
+
+
+def marked_tokens(key: SecretKey, n: int, seed: int) -> np.ndarray:
+    """Marked tokens of Dirichlet laws over 60 ids, about 3 nats each, without the random context before them."""
+    rng = np.random.default_rng(seed)
+    draw = sampler_of(key.config, use_key(key), unmarked_key(b"t"))
+    history = list(rng.integers(0, 60, WINDOW))
+    for _ in range(n):
+        row = np.log(np.maximum(rng.dirichlet(np.full(60, 0.5)), 1e-300))[None]
+        history.append(int(draw(np.array([history], dtype=np.int64), row, None)[0]))
+    return np.array(history[WINDOW:], dtype=np.uint32)
+
+
+@pytest.fixture(scope="module")
+def key(make_key: MakeKey) -> SecretKey:
+    return make_key(1)
+
+
+@pytest.fixture(scope="module")
+def passage(key: SecretKey) -> np.ndarray:
+    return marked_tokens(key, 80, seed=1)
+
+
+def evidence_of(log_ratios: np.ndarray) -> Evidence:
+    return Evidence(np.arange(len(log_ratios)), log_ratios, len(log_ratios), 0)
+
+
+# --- the pieces, against enumeration -------------------------------------------------------------------------------
+
+
+def test_mean_over_all_segments_is_the_mean_over_all_segments() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 17, 60):
+        sums = np.concatenate([np.zeros((1, 3)), np.cumsum(rng.normal(-0.2, 1.5, (n, 3)), axis=0)])
+        every = [np.exp(sums[b] - sums[a]) for a, b in itertools.combinations(range(n + 1), 2)]
+        assert log_mean_of_all_segments(sums) == pytest.approx(math.log(np.mean(every)), abs=1e-12)
+
+
+@given(st.integers(4, 400), st.data())
+def test_every_segment_holds_one_of_the_family_of_0_6_of_its_length(n: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, n - 4))
+    stop = data.draw(st.integers(start + 4, n))
+    best = 0
+    count = 0
+    for starts, length in family(n):
+        assert starts[0] == 0
+        assert starts[-1] == n - length
+        assert len(np.unique(starts)) == len(starts)
+        count += len(starts)
+        if np.any((starts >= start) & (starts + length <= stop)):
+            best = max(best, length)
+    assert best > 0.6 * (stop - start)
+    assert count <= 12 * n
+
+
+def test_weights_sum_to_one() -> None:
+    # Without evidence every e-value is 1, and so is any mean with weights that sum to 1.
+    for n in (4, 5, 33, 1000):
+        log_e, segments = scan(evidence_of(np.zeros((n, 2))), 0.01)
+        assert log_e == pytest.approx(0.0, abs=1e-12)
+        assert segments == ()
+
+
+@pytest.mark.parametrize("alternatives", [1, 2])
+def test_posterior_against_all_paths(alternatives: int) -> None:
+    rng = np.random.default_rng(2)
+    n, length = 9, 5.0
+    ratios = rng.normal(0, 1.5, (n - 2, alternatives))
+    counted = np.array([0, 1, 2, 4, 5, 7, 8])  # two tokens say nothing
+    expected = np.zeros(n)
+    total = 0.0
+    for path in itertools.product([0, 1], repeat=n):
+        states = np.array(path)
+        changes = int(np.sum(states[1:] != states[:-1]))
+        prior = 0.5 * (1 / length) ** changes * (1 - 1 / length) ** (n - 1 - changes)
+        for g in range(alternatives):
+            mass = prior * math.exp(float(ratios[states[counted] == 1, g].sum()))
+            total += mass
+            expected += mass * states
+    found = Evidence(counted, ratios, n, 0)
+    np.testing.assert_allclose(posterior(found, length), expected / total, atol=1e-12)
+
+
+def test_only_tokens_of_lone_contexts_count(key: SecretKey) -> None:
+    rng = np.random.default_rng(3)
+    for n in (0, 3, 5, 6, 200):
+        ids = rng.integers(0, 3, n).astype(np.uint32)
+        for prompt in (0, min(n, 7)):
+            found = gather(ids, use_key(key), key.config, prompt_length=prompt)
+            kept = of_lone_contexts(found, ids, prompt, WINDOW)
+            grams = [tuple(ids[t - WINDOW : t]) for t in range(WINDOW, n + 1)]
+            alone = [t for t in range(WINDOW, n) if grams.count(tuple(ids[t - WINDOW : t])) == 1 and t >= prompt]
+            assert kept.positions.tolist() == [t - prompt for t in alone]
+            assert kept.n_repeats_dropped + len(kept.positions) == found.n_repeats_dropped + len(found.positions)
+
+
+# --- found, and at the level ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, 150, 400])
+def test_a_pasted_passage_is_found_where_it_is(key: SecretKey, passage: np.ndarray, zipf_ids: Ids, at: int) -> None:
+    document = paste(passage, zipf_ids(400, 5), at)
+    where = localise(document, key)
+    assert len(where.segments) == 1
+    (segment,) = where.segments
+    inside = set(range(at, at + 80))
+    reported = set(range(segment.start, segment.stop))
+    assert len(inside & reported) / len(inside | reported) > 0.75
+    assert segment.log_pvalue < math.log(1e-8)
+    assert segment.log_evalue > -segment.log_pvalue
+    assert where.result.pvalue < 1e-8
+    assert where.result.test == "gumbel-scan"
+    marked = np.isin(np.arange(len(document)), list(inside))
+    assert where.posterior[marked].mean() > 0.9
+    assert where.posterior[~marked].mean() < 0.1
+
+
+def test_two_passages_are_two_segments(key: SecretKey, passage: np.ndarray, zipf_ids: Ids) -> None:
+    document = paste(passage[:40], paste(passage[40:], zipf_ids(400, 6), 300), 100)
+    segments = localise(document, key, level=0.05).segments
+    assert len(segments) == 2
+    for segment, (start, stop) in zip(segments, [(100, 140), (340, 380)], strict=True):
+        assert segment.start < stop
+        assert segment.stop > start
+
+
+def test_a_prompt_gives_context_and_is_not_reported(key: SecretKey, passage: np.ndarray, zipf_ids: Ids) -> None:
+    host = zipf_ids(120, 7)
+    where = localise(paste(passage, host[20:], 0), key, prompt=host[:20])
+    assert where.result.n_tokens == len(where.posterior) == 180
+    (segment,) = where.segments
+    assert segment.start < 10
+    assert 70 < segment.stop < 100
+    # The mark within the prompt is not evidence on the text.
+    assert localise(zipf_ids(100, 8), key, prompt=passage).result.pvalue > 0.01
+
+
+@pytest.mark.parametrize("config", [GreenListConfig(window=WINDOW, delta=6.0), TournamentConfig(window=WINDOW)])
+def test_bit_schemes_are_found_too(config: Any, zipf_ids: Ids) -> None:
+    own = SecretKey(hashlib.sha256(b"localise").digest(), id="localise", config=config)
+    document = paste(marked_tokens(own, 80, seed=9), zipf_ids(300, 10), 120)
+    where = localise(document, own)
+    assert where.segments
+    assert all(segment.start < 200 and segment.stop > 120 for segment in where.segments)
+    assert where.posterior[130:190].mean() > 0.8
+
+
+def not_above(count: int, trials: int, level: float) -> bool:
+    """Whether a count is within a binomial's 1 - 1e-6 quantile: false alarm 1e-6."""
+    return bool(count <= stats.binom.ppf(1 - 1e-6, trials, level))
+
+
+def windows_beat(words: np.ndarray, level: float, width: int = 40) -> bool:
+    """The near-miss "winmax": the exact p-value of the best window of fixed width, not corrected for the search."""
+    sums = np.convolve(sum_scores(words), np.ones(width), "valid")
+    return bool(len(sums) and np.any(stats.gamma.sf(sums, width) <= level))
+
+
+def test_scan_p_value_keeps_its_level(make_key: MakeKey, zipf_ids: Ids) -> None:
+    ids = np.concatenate([zipf_ids(200, 11), zipf_ids(50, 12), zipf_ids(50, 12)])  # with a repeat
+    small = windows = 0
+    for number in range(120):
+        other = make_key(number)
+        where = localise(ids, other, level=0.05)
+        small += where.result.pvalue <= 0.05
+        assert not where.segments or where.result.pvalue <= 2 * 0.05  # half the weight is on the family
+        windows += windows_beat(pivots(ids, other).words, 0.05)
+    assert not_above(small, 120, 0.05)
+    assert not not_above(windows, 120, 0.05)
+
+
+def false_segments(key: SecretKey, passage: np.ndarray, zipf_ids: Ids, hosts: int, level: float) -> tuple[int, int]:
+    """In how many documents a segment without a marked token is reported: with the weights, and without them."""
+    wrong = careless = 0
+    for seed in range(hosts):
+        at = 60 + seed % 100
+        document = paste(passage, zipf_ids(250, 1000 + seed), at)
+        segments = localise(document, key, level=level).segments
+        wrong += any(segment.stop <= at or segment.start >= at + len(passage) for segment in segments)
+        # The near-miss: each segment of the family at the full level.
+        found = of_lone_contexts(gather(document, use_key(key), key.config), document, 0, WINDOW)
+        outside = (found.positions < at) | (found.positions >= at + len(passage))
+        sums = np.concatenate([np.zeros((1, found.log_ratios.shape[1])), np.cumsum(found.log_ratios, axis=0)])
+        inside = np.concatenate([[0], np.cumsum(~outside)])
+        careless += any(
+            np.any(
+                (inside[first + size] == inside[first])
+                & (np.exp(sums[first + size] - sums[first]).mean(axis=1) >= 1 / level)
+            )
+            for first, size in family(len(found.positions))
+        )
+    return wrong, careless
+
+
+def test_segments_outside_the_mark_keep_the_family_wise_level(
+    key: SecretKey, passage: np.ndarray, zipf_ids: Ids
+) -> None:
+    wrong, careless = false_segments(key, passage, zipf_ids, 100, 0.1)
+    assert not_above(wrong, 100, 0.1)
+    assert not not_above(careless, 100, 0.1)
+
+
+@pytest.mark.slow
+def test_segments_keep_the_level_over_many_hosts(key: SecretKey, passage: np.ndarray, zipf_ids: Ids) -> None:
+    # 3,000 documents: a true rate of 0.014 at level 0.01 would pass with probability below 0.02.
+    wrong, careless = false_segments(key, passage, zipf_ids, 3000, 0.01)
+    assert not_above(wrong, 3000, 0.01)
+    assert not not_above(careless, 3000, 0.01)
+
+
+def test_edges_and_errors(key: SecretKey) -> None:
+    for ids in ([], [1, 2, 3], [1, 2, 3, 4, 5, 6]):
+        where = localise(ids, key)
+        assert where.segments == ()
+        assert where.result.pvalue == 1.0
+        assert where.posterior.shape == (len(ids),)
+    np.testing.assert_allclose(localise([1, 2, 3], key).posterior, 0.5)
+    for level in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got"):
+            localise([1], key, level=level)
+    for run_length in (1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="run_length must be a finite number above 1"):
+            localise([1], key, run_length=run_length)
+    for config in (FixedListConfig(), GreenListConfig(seeding="self")):
+        shared = SecretKey(hashlib.sha256(b"shared").digest(), id="shared", config=config)
+        with pytest.raises(ValueError, match="coins are shared by distant tokens"):
+            localise([1], shared)
+
+
+def test_marked_tokens_here_are_marked(key: SecretKey, passage: np.ndarray) -> None:
+    # The helper of this file, against the function that generation uses.
+    rng = np.random.default_rng(1)
+    history = rng.integers(0, 60, WINDOW)
+    row = np.log(np.maximum(rng.dirichlet(np.full(60, 0.5)), 1e-300))[None]
+    drawn = next_tokens([history], row, prf_key=use_key(key), window=WINDOW, unmarked=unmarked_key(b"t"))
+    assert int(drawn[0]) == int(passage[0])
