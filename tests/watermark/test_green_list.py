@@ -100,7 +100,7 @@ def test_every_token_of_a_hard_list_is_green(seeding: str) -> None:
     assert other.outcomes.mean() < 0.75
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=20), min_size=1, max_size=3),
     st.integers(1, 4),
