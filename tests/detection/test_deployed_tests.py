@@ -346,6 +346,18 @@ def test_two_keys_have_their_exact_law_and_not_vllms(n: int, alpha: float, s: fl
         assert stats.gamma.sf(s / v, n / v) < exact / 1.3  # moment matching: too small by a third and more
 
 
+@pytest.mark.parametrize(
+    ("alpha", "reported", "times"), [(0.1, 1e-6, 1.3), (0.1, 1e-12, 2.4), (0.2, 1e-6, 1.5), (0.2, 1e-12, 3.5)]
+)
+def test_how_far_off_moment_matching_is(alpha: float, reported: float, times: float) -> None:
+    # The figures of docs/explanation/deployed-marks.md: n = 50, where vLLM reports `reported`.
+    from assay.detection.dual_gumbel import log_two_gamma_sf
+
+    v = (1 - alpha) ** 2 + alpha**2
+    s = v * float(stats.gamma.isf(reported, 50 / v))
+    assert math.exp(log_two_gamma_sf(50, alpha, s)) / reported == pytest.approx(times, abs=0.06)
+
+
 def test_two_keys_in_a_test(zipf_ids: Callable[..., Any]) -> None:
     config = VllmGumbelConfig(algorithm="dual_key_gumbel", alpha=0.2)
     prf_key = use_key(key_of(config, 0))

@@ -43,8 +43,14 @@ class HfSynthIdConfig(TournamentConfig):
 
     Attributes
     ----------
-    ngram_len, depth, context_history_size, skip_first_ngram_calls
-        See `TournamentConfig`; depth is the number of keys.
+    ngram_len
+        In [2, 64]: a token is keyed by the ngram_len - 1 generated tokens before it; before the first stand zeros.
+    depth
+        Layers, in [1, 64]: the number of keys, each an integer in [-2**63, 2**63).
+    context_history_size
+        A step whose context occurred among the last so many is left unmarked; >= 1.
+    skip_first_ngram_calls
+        Whether the first ngram_len - 1 generated tokens are left unmarked.
     sampling_table_size
         A power of two in [2, 2**24]. Keys matter modulo it only.
     sampling_table_seed
