@@ -1,8 +1,8 @@
 """Exact tests of the dual-key Gumbel watermark: each token may carry key A's mark or key B's.
 
 Sum test: 0.7 sum(Y_A) + 0.3 sum(Y_B), Y = -log(1 - U), is a weighted sum of two Gamma(n, 1) under H0; its upper tail
-is a series of positive terms. Model-aware test: 2 min(-log U_A, -log U_B) is Exp(1) under H0, so the weighted sum has
-the exact tail of the single-key test. Reference: Moschopoulos (1985), Ann. Inst. Statist. Math. 37 (the series).
+is a series of positive terms. Model-aware test: min(-log U_A / 0.8, -log U_B / 0.2) is Exp(1) under H0, so the
+weighted sum has the exact tail of the single-key test. Reference: Moschopoulos (1985), Ann. Inst. Statist. Math. 37.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ NEEDS_MODEL = frozenset(("model-aware", "robust"))
 
 TARGET_WEIGHT = 0.3
 """Weight of key B's scores in the sum; within a fifth of the best weight for acceptance rates of drafts from 0.5 on."""
+
+TARGET_SHARE = 0.2
+"""Share of the null's rate that the model-aware test gives to key B: it costs a token -log(0.8) or -log(0.2) nats."""
 
 _TILTS = np.array([0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 # Shares of tokens that key B marked, and of edited tokens, over which the model-aware e-value is mixed.
@@ -168,11 +171,11 @@ def documents_test(
 
 
 def model_aware_test(pivots: DualPivots, log_probabilities: npt.NDArray[np.float64]) -> TestResult:
-    """The test with the target model: S = sum (1/p - 1) 2 min(-log U_A, -log U_B), rejecting for small S, exact tail.
+    """The test with the target model: S = sum (1/p - 1) min(E_A / 0.8, E_B / 0.2), E = -log U, rejecting for small S.
 
-    Guarantee: P(pvalue <= a) <= a for ANY probabilities computed from the text alone: the smaller of two independent
-    Exp(1) is Exp(2), so S is a weighted sum of Exp(1) under the null. Its e-value weighs the keys, as `robust_test`
-    does, without edits.
+    Guarantee: P(pvalue <= a) <= a for ANY probabilities computed from the text alone: E / s is exponential with rate s,
+    and the smaller of two has the sum of their rates, 1. So S is a weighted sum of Exp(1) under the null, with an exact
+    tail. Its e-value weighs the keys, as `robust_test` does, without edits.
 
     Parameters
     ----------
@@ -183,8 +186,9 @@ def model_aware_test(pivots: DualPivots, log_probabilities: npt.NDArray[np.float
     """
     log_p = clip_probabilities(log_probabilities)
     weights = np.expm1(-log_p)
-    times = np.minimum(race_scores(pivots.draft_words), race_scores(pivots.target_words))
-    statistic = float(np.sum(weights * 2.0 * times))
+    draft, target = race_scores(pivots.draft_words), race_scores(pivots.target_words)
+    times = np.minimum(draft / (1.0 - TARGET_SHARE), target / TARGET_SHARE)
+    statistic = float(np.sum(weights * times))
     return TestResult(
         test="dual-gumbel-model-aware",
         statistic=statistic,

@@ -184,7 +184,7 @@ def test_size_on_unmarked_text(scheme: str, text: str, documents: dict[str, list
 @pytest.mark.parametrize("text", ["human", "repetitive"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_size_at_length(scheme: str, text: str, documents: dict[str, list[np.ndarray]]) -> None:
-    assert not oversized(case_of(scheme).null_log_pvalues(documents[text], range(1000, 4000)))
+    assert not oversized(case_of(scheme).null_log_pvalues(documents[text], range(1000, 3000)))
 
 
 def test_p_values_that_are_too_small_are_rejected() -> None:

@@ -46,7 +46,7 @@ def oracle(n: int, weight: float, s: float) -> float:
         def density(g: mpmath.mpf) -> mpmath.mpf:
             return g ** (n - 1) * mpmath.exp(-g) / mpmath.gamma(n) * upper((s - a * g) / b)
 
-        return float(mpmath.log(upper(s / a) + mpmath.quad(density, mpmath.linspace(0, s / a, 200))))
+        return float(mpmath.log(upper(s / a) + mpmath.quad(density, mpmath.linspace(0, s / a, 20 + int(s / 3)))))
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_size_under_the_null(zipf_ids: Callable[[int, int], np.ndarray]) -> None
     # 1,200 keys on one repetitive text. Bounds are the 1 - 1e-6 quantiles of the binomial: false alarm 1e-6 each.
     ids = np.tile(zipf_ids(60, 1), 4)
     guess = np.log(np.random.default_rng(2).uniform(0.01, 1, len(ids)))
-    p, e = np.empty((3, 600)), np.empty((3, 600))
-    for number in range(600):
+    p, e = np.empty((3, 300)), np.empty((3, 300))
+    for number in range(300):
         found = observe(ids, words(100 + number), CONFIG)
         aware = guess[found.positions]
         for row, result in enumerate((sum_test(found), model_aware_test(found, aware), robust_test(found, aware))):
             p[row, number], e[row, number] = result.pvalue, result.evalue
     for level in (0.05, 0.01):
-        assert np.all(np.sum(p <= level, axis=1) <= stats.binom.ppf(1 - 1e-6, 600, level))
-    assert np.all(np.sum(e >= 20, axis=1) <= stats.binom.ppf(1 - 1e-6, 600, 1 / 20))
+        assert np.all(np.sum(p <= level, axis=1) <= stats.binom.ppf(1 - 1e-6, 300, level))
+    assert np.all(np.sum(e >= 20, axis=1) <= stats.binom.ppf(1 - 1e-6, 300, 1 / 20))
     # The first two are uniform, not only conservative: KS at level 1e-6.
     assert stats.kstest(p[0], "uniform").pvalue > 1e-6
     assert stats.kstest(p[1], "uniform").pvalue > 1e-6
@@ -142,22 +142,22 @@ def test_size_under_the_null(zipf_ids: Callable[[int, int], np.ndarray]) -> None
 def test_taking_the_better_key_without_paying_is_rejected(zipf_ids: Callable[[int, int], np.ndarray]) -> None:
     # Near-miss: per token the larger of the two scores, tested as if it were one Exp(1).
     ids, rejections = zipf_ids(60, 1), 0
-    for number in range(300):
+    for number in range(150):
         found = observe(ids, words(100 + number), CONFIG)
         best = np.minimum(found.draft_words, found.target_words)
         rejections += single_key_sum_test(Pivots(found.positions, best, 60, 0)).pvalue <= 0.01
-    assert rejections > stats.binom.ppf(1 - 1e-6, 300, 0.01)
+    assert rejections > stats.binom.ppf(1 - 1e-6, 150, 0.01)
 
 
 def test_e_values_have_mean_one() -> None:
     # One token: the mean over both words by the midpoint rule, and for the unbounded e-value of the sum over both
     # scores by Gauss-Laguerre quadrature, exact to five digits for exp(0.9 y).
-    grid = (np.arange(40) + 0.5) / 40 * 2.0**32
+    grid = (np.arange(24) + 0.5) / 24 * 2.0**32
     log_p, total = np.array([math.log(0.7)]), np.zeros(2)
     for a, b in itertools.product(grid.astype(np.uint32), repeat=2):
         pivots = DualPivots(np.array([0]), np.array([a]), np.array([b]), 1, 0)
         total += model_aware_test(pivots, log_p).evalue, robust_test(pivots, log_p).evalue
-    np.testing.assert_allclose(total / 1600, 1.0, atol=1e-3)
+    np.testing.assert_allclose(total / 576, 1.0, atol=3e-3)
     nodes, masses = np.polynomial.laguerre.laggauss(60)
     sums = [[math.exp(dual_gumbel._sum_log_evalue(1, a, b)) for a in nodes] for b in nodes]
     assert masses @ np.array(sums) @ masses == pytest.approx(1.0, abs=1e-3)
@@ -195,7 +195,33 @@ def test_the_tests_by_name_and_the_best_of_three() -> None:
 
 
 def test_token_tails_are_uniform_under_the_null(zipf_ids: Callable[[int, int], np.ndarray]) -> None:
-    ids = np.arange(6000, dtype=np.uint32)
+    ids = np.arange(3000, dtype=np.uint32)
     tails = token_log_tails(ids, words(9), CONFIG)
     assert np.isnan(tails[:4]).all()
     assert stats.kstest(np.exp(tails[4:]), "uniform").pvalue > 1e-6
+
+
+def exponent(marked: np.ndarray, null: np.ndarray) -> float:
+    """Chernoff's exponent per token: how fast the p-value of a sum of scores falls."""
+    best, peak = 0.0, null.max()
+    for r in np.exp(np.linspace(-4, 0.6, 40)):
+        best = max(best, r * marked.mean() - math.log(np.mean(np.exp(r * (null - peak)))) - r * peak)
+    return best
+
+
+@pytest.mark.parametrize("acceptance", [0.95, 0.8, 0.5])
+def test_the_weight_of_the_target_key_suits_most_acceptance_rates(acceptance: float) -> None:
+    # Tokens of law 1/2, 1/4, ...; a marked token's score under its own key is -log(1 - exp(-p T)), T ~ Exp(1).
+    rng, n = np.random.default_rng(0), 100_000
+    p = 0.5 ** rng.geometric(0.5, n)
+    own = -np.log(-np.expm1(-p * rng.exponential(size=n)))
+    other, first, second = rng.exponential(size=(3, n))
+    stands = rng.random(n) < acceptance
+    draft, target = np.where(stands, own, other), np.where(stands, other, own)
+    exponents = {
+        weight: exponent((1 - weight) * draft + weight * target, (1 - weight) * first + weight * second)
+        for weight in (0.05, 0.1, 0.2, dual_gumbel.TARGET_WEIGHT, 0.4, 0.5)
+    }
+    assert exponents[dual_gumbel.TARGET_WEIGHT] > 0.8 * max(exponents.values())
+    # The weights differ where most tokens, or half of them, are the draft's.
+    assert acceptance == 0.8 or min(exponents.values()) < 0.8 * max(exponents.values())
