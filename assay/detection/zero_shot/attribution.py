@@ -191,11 +191,11 @@ def attribute_all(
     sides += ["non-sanctioned" for _ in non_sanctioned]
     candidates = [*in_house.values(), *non_sanctioned.values()]
     checked = [readable(document) for document in documents]
+    groups = _groups(candidates, {isinstance(document, str) for document in checked})
     found = [
         [after_burn_in(one, burn_in) for one in c.scorer.score(checked, prompt=prompt, **settings(c.decoding))]
         for c in candidates
     ]
-    groups = _groups(candidates, {isinstance(document, str) for document in checked})
     out = []
     for d, document in enumerate(checked):
         statistics = [one[d] for one in found]

@@ -18,7 +18,7 @@ from assay.kernels.scoring.statistics import Floats, TokenStatistics
 
 # Parts of the smallest tilt of the grid that are added to it: long texts are best judged at smaller tilts than short
 # ones, and these cost no further pass over the vocabulary.
-_FINER: Final = (0.5, 0.25)
+_FINER: Final = (0.75, 0.5, 0.25)
 
 
 def tilt_steps(statistics: TokenStatistics, *, support_noise: float = 0.0) -> Floats:
@@ -78,7 +78,7 @@ def finer_steps(statistics: TokenStatistics, deviation: Floats) -> Floats:
 
     Returns
     -------
-    float64, shape (n, 4): tilts S/2, -S/2, S/4, -S/4; shape (n, 0) where the grid holds no such pair.
+    float64, shape (n, 6): tilts 3S/4, -3S/4, S/2, -S/2, S/4, -S/4; shape (n, 0) where the grid holds no such pair.
     """
     tilts = statistics.tilts
     pairs = [i for i in np.argsort(tilts) if tilts[i] > 0 and -tilts[i] in tilts]
@@ -108,7 +108,7 @@ def tilt_test(statistics: TokenStatistics, *, support_noise: float = 0.0) -> Tes
     Parameters
     ----------
     statistics
-        Of one text under one decoding rule; the process is the equal mixture over `statistics.tilts` and two
+        Of one text under one decoding rule; the process is the equal mixture over `statistics.tilts` and three
         smaller tilts of each sign.
     support_noise
         Largest probability with which the generator's arithmetic may emit a token that the decoding rule, recomputed

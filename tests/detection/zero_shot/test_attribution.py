@@ -270,11 +270,12 @@ def test_error_rates_across_tokenizers(bundled: Any, own_texts: Any) -> None:
         ids = own_texts(200, Decoding()) if name == "A1" else generate(scorer.model, 200, Decoding(), seed=9)
         texts = scorer.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
         again = [scorer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        kept = [text for text, one, two in zip(texts, ids, again, strict=True) if list(one) == list(two)]
-        # The theorem speaks of texts that come back as the ids that were written; few models write only such.
-        print(name, "canonical:", len(kept), "of", len(texts))
-        found = attribute_all(kept, *sides, level=LEVEL)
-        check_errors(found, name)
+        came_back = [list(one) == list(two) for one, two in zip(ids, again, strict=True)]
+        found = attribute_all(texts, *sides, level=LEVEL)
+        # The theorem bounds the probability of "the text comes back as the ids that were written, and errs".
+        missing = sum(name not in one.plausible for one, same in zip(found, came_back, strict=True) if same)
+        assert missing <= stats.binom.ppf(1 - 1e-6, len(texts), LEVEL)
+        print(name, "came back:", sum(came_back), "of", len(texts), shares(found))
         assert shares(found)[name] > 0.8
         assert all(one.best == name for one in found)
     with pytest.raises(ValueError, match="token ids"):
