@@ -80,8 +80,8 @@ def log_mean_exp(scores: Floats) -> float:
         total /= size
         log_scale += peak + math.log(size)
     trace = float(np.trace(total))
-    log_sum = log_scale + math.log(trace) if trace > 0.0 else -math.inf
-    return max(log_sum, best_payload(scores)[1]) - bits * math.log(2.0)
+    log_sum = log_scale + math.log(trace) if trace > 0.0 else best_payload(scores)[1]
+    return log_sum - bits * math.log(2.0)
 
 
 def _checked(scores: Floats) -> tuple[int, int]:

@@ -110,11 +110,19 @@ def _inverted(prf_key: Words, context: Words, log_weights: npt.NDArray[np.floati
     if not np.isfinite(peak) or np.isnan(log_weights).any():
         raise ValueError("log_weights must be finite or -inf with a finite largest value in each row.")
     words = prf.expand(prf_key, context, len(log_weights), backend="numba")[0, allowed]
-    # Stable: equal words stand in the order of their ids, as the detector assumes.
-    order = np.argsort(words, kind="stable")
-    reached = np.cumsum(np.exp(log_weights[allowed[order]].astype(np.float64) - peak))
+    mass = np.exp(log_weights[allowed].astype(np.float64) - peak)
+    # Only the part of the line where U falls is put in order: sorting it all costs ten times the rest.
+    part = words >> np.uint32(20)
+    reached = np.cumsum(np.bincount(part, weights=mass))
     u = (float(uniform_words(prf_key, context, backend="numba")[0]) + 0.5) * 2.0**-32
-    return int(allowed[order[np.searchsorted(reached, u * reached[-1])]])
+    target = u * float(reached[-1])
+    chosen = int(np.searchsorted(reached, target))
+    inside = np.flatnonzero(part == chosen)
+    # Stable: equal words stand in the order of their ids, as the detector assumes.
+    inside = inside[np.argsort(words[inside], kind="stable")]
+    walked = np.cumsum(mass[inside]) + (reached[chosen - 1] if chosen else 0.0)
+    # Sums in another order may end a rounding short of the target.
+    return int(allowed[inside[min(int(np.searchsorted(walked, target)), len(inside) - 1)]])
 
 
 def observe(

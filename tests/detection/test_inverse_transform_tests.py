@@ -154,7 +154,7 @@ def test_size_on_repetitive_text_under_a_wrong_model() -> None:
 @pytest.mark.slow
 def test_size_at_length() -> None:
     rng = np.random.default_rng(1)
-    check_size(null_results(np.tile(rng.integers(0, 64, 60), 4).astype(np.uint32), 3000), 3000)
+    check_size(null_results(np.tile(rng.integers(0, 64, 60), 4).astype(np.uint32), 1500), 1500)
 
 
 def test_counting_repeated_contexts_is_rejected() -> None:
