@@ -30,7 +30,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -41,9 +41,11 @@ import numpy as np
 import torch
 
 import assay.watermark
+from assay.detection import goodness_of_fit, pivot_score
 from assay.detection import gumbel as gumbel_tests
 from assay.detection import sequence as sequence_tests
 from assay.detection.model_view import ModelView
+from assay.detection.result import TestResult
 from assay.kernels.scoring.continuations import continuations
 from assay.kernels.scoring.decoding import Decoding
 from assay.kernels.scoring.model import ModelScorer
@@ -63,6 +65,27 @@ LONGEST = 480
 EDITED_TEXTS = 2  # of each prompt's texts, for the edits
 COSTLY = {"payload-gumbel": 1}  # texts of each prompt, and no edits: a whole code is decoded at every length
 TARGET_TEXTS = 40  # of each prompt, for the ratio of the two Gumbel tests
+
+
+# Model-free tests of Gumbel pivots that are no part of "auto".
+PIVOT_TESTS: dict[str, Callable[[gumbel.Pivots], TestResult]] = {
+    "berk-jones": goodness_of_fit.berk_jones_test,
+    "higher-criticism": goodness_of_fit.divergence_test,
+    "least-favourable": pivot_score.least_favourable_test,
+}
+# What the short table shows.
+SHORT = (
+    ("sequence", "sequence", "ump"),
+    ("Gumbel, model-aware", "gumbel", "model-aware"),
+    ("Gumbel, auto", "gumbel", "auto"),
+    ("Gumbel, sum", "gumbel", "sum"),
+    ("inverse transform, model-aware", "inverse-transform", "model-aware"),
+    ("tournament, model-aware", "tournament", "model-aware"),
+    ("tournament, sum", "tournament", "sum"),
+    ("DiPmark, model-aware", "dipmark", "model-aware"),
+    ("green list *, model-aware", "green-list", "model-aware"),
+    ("green list *, sum", "green-list", "sum"),
+)
 
 
 @dataclass
@@ -177,6 +200,9 @@ def run_tests(
             name = f"{config.scheme}-{test}"
             # A text too short for any coin gives no components; nothing is found there.
             found[test] = by_name[name] if name in by_name else run(test).log_pvalue
+        if isinstance(config, GumbelConfig):
+            seen = gumbel.observe(ids, prf_key, config, prompt_length=len(prompt))
+            found |= {name: one(seen).log_pvalue for name, one in PIVOT_TESTS.items()}
         for test, log_p in found.items():
             series.setdefault(test, []).append(log_p)
         if all(min(values) < math.log(min(ALPHAS)) for values in series.values()):
@@ -272,11 +298,6 @@ def limit_of(source: Source) -> tuple[float, dict[float, float]]:
     return float(np.mean(entropies)), limits
 
 
-def shown(values: list[float], longest: int) -> str:
-    middle = float(np.median(values))
-    return f"> {longest}" if math.isinf(middle) else f"{middle:g}"
-
-
 def measure(spec: str | None, temperature: float, texts: int, only: list[str] | None) -> dict[str, Any]:
     """All rows of one model at one temperature."""
     torch.set_num_threads(1)
@@ -298,18 +319,8 @@ def measure(spec: str | None, temperature: float, texts: int, only: list[str] | 
         print(f"{name} T={temperature} {config.scheme}: {time.process_time() - started:.0f} s", file=sys.stderr)
     if not only or "sequence" in only:
         sequences(source, rows)
-    lines, records = [], []
+    records = []
     for row in rows.values():
-        cells = [
-            " / ".join(shown(row.first[rate, alpha], length) for alpha in ALPHAS)
-            if (rate, ALPHAS[0]) in row.first
-            else "not run"
-            for rate in EDIT_RATES
-        ]
-        bounds = " / ".join("-" if math.isinf(limits[alpha]) else f"{limits[alpha]:g}" for alpha in ALPHAS)
-        star = "" if row.distortion_free else " *"
-        line = [name, f"{temperature:g}", f"{entropy:.2f}", bounds, row.scheme + star, row.test, *cells]
-        lines.append("| " + " | ".join(line) + " |")
         for (rate, alpha), values in row.first.items():
             quartiles = np.percentile(np.minimum(values, 1e9), [25, 50, 75])
             records.append(
@@ -328,9 +339,11 @@ def measure(spec: str | None, temperature: float, texts: int, only: list[str] | 
                     "texts": len(values),
                 }
             )
-    aware, total = gumbel_medians(source)
-    ratio = {"model": name, "temperature": temperature, "entropy": entropy, "model_aware": aware, "sum": total}
-    return {"lines": lines, "rows": records, "ratio": ratio, "seconds": time.process_time() - began}
+    ratios = []
+    if not only:
+        aware, total = gumbel_medians(source)
+        ratios = [{"model": name, "temperature": temperature, "entropy": entropy, "model_aware": aware, "sum": total}]
+    return {"rows": records, "ratios": ratios, "seconds": time.process_time() - began}
 
 
 def processor() -> str:
@@ -348,6 +361,9 @@ def main() -> None:
     parser.add_argument("--scheme", action="append", help="only these schemes")
     parser.add_argument("--temperature", action="append", type=float, help="only these temperatures")
     parser.add_argument("--no-default", action="store_true", help="leave out the bundled model")
+    parser.add_argument(
+        "--add", action="append", default=[], help="JSON of an earlier run, to stand in the same tables"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", default="benchmarks/results/tokens_to_detect", help="writes OUT.md and OUT.json")
     arguments = parser.parse_args()
@@ -357,28 +373,103 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         tasks = [pool.submit(measure, *job, arguments.texts, arguments.scheme) for job in jobs]
         done = [task.result() for task in tasks]
-    head = ["model", "T", "nats", "limit", "scheme", "test", "verbatim"]
-    head += [f"{rate:.0%} edited" for rate in EDIT_RATES[1:]]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *(line for one in done for line in one["lines"])]
-    lines += ["", "| model | T | nats | Gumbel, model-aware | Gumbel, sum | ratio |", "|---|---|---|---|---|---|"]
-    for one in (one["ratio"] for one in done):
-        numbers = [one["model_aware"], one["sum"], one["model_aware"] / one["sum"]]
-        cells = [one["model"], f"{one['temperature']:g}", f"{one['entropy']:.2f}", *(f"{x:.3g}" for x in numbers)]
-        lines.append("| " + " | ".join(cells) + " |")
     versions = f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}"
     seconds = sum(one["seconds"] for one in done)
-    about = f"{processor()}, {versions}, commit {commit}, {seconds:.0f} CPU seconds"
-    text = "\n".join([f"Median tokens to p < 1e-3 / p < 1e-6. {about}.", "", *lines, ""])
-    Path(f"{arguments.out}.md").write_text(text, encoding="utf-8")
     content = {
-        "machine": about,
-        "commit": commit,
+        "runs": [f"{processor()}, {versions}, commit {commit}, {seconds:.0f} CPU seconds"] if done else [],
         "prompts": PROMPTS,
-        "ratios": [one["ratio"] for one in done],
+        "ratios": [ratio for one in done for ratio in one["ratios"]],
         "rows": [row for one in done for row in one["rows"]],
     }
+    for path in arguments.add:
+        earlier = json.loads(Path(path).read_text(encoding="utf-8"))
+        for part in ("runs", "ratios", "rows"):
+            content[part] += [one for one in earlier[part] if one not in content[part]]
     Path(f"{arguments.out}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = report(content)
+    Path(f"{arguments.out}.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def report(content: dict[str, Any]) -> str:
+    """The tables: verbatim and edited at p < 1e-6 in short, the two Gumbel tests, and everything."""
+    rows = content["rows"]
+    sources = list(dict.fromkeys((row["model"], row["temperature"]) for row in rows))
+    lookup = {
+        (*(row[name] for name in ("model", "temperature", "scheme", "test")), row["edit_rate"], row["alpha"]): row
+        for row in rows
+    }
+    first = {(row["model"], row["temperature"], row["alpha"]): row for row in rows}
+
+    def cell(source: tuple[str, float], scheme: str, test: str, rate: float, alpha: float = 1e-6) -> str:
+        row = lookup.get((*source, scheme, test, rate, alpha))
+        if row is None:
+            return "not run"
+        return f"> {row['longest']}" if row["quartiles"][1] is None else f"{row['quartiles'][1]:g}"
+
+    def facts(source: tuple[str, float]) -> list[str]:
+        low, high = (first[*source, alpha] for alpha in ALPHAS)
+        bounds = ["-" if one["limit"] is None else f"{one['limit']:g}" for one in (low, high)]
+        return [source[0], f"{source[1]:g}", f"{low['entropy_nats_per_token']:.2f}", " / ".join(bounds)]
+
+    pairs = list(dict.fromkeys((row["scheme"], row["test"]) for row in rows))
+    marked = {row["scheme"] for row in rows if not row["distortion_free"]}
+    facts_head = ["model", "T", "nats", "limit 1e-3 / 1e-6"]
+    lines = ["Median tokens to p < 1e-6, verbatim text.", ""]
+    lines += table(
+        [*facts_head, *(label for label, *_ in SHORT)],
+        [[*facts(source), *(cell(source, scheme, test, 0.0) for _, scheme, test in SHORT)] for source in sources],
+    )
+    lines += ["", 'Median tokens to p < 1e-6 with the test "auto", 10 % / 20 % / 30 % of the tokens replaced.', ""]
+    edited_schemes = [scheme for scheme, test in pairs if test == "auto" and scheme not in COSTLY]
+    lines += table(
+        [*facts_head, *(scheme + " *" * (scheme in marked) for scheme in edited_schemes)],
+        [
+            [
+                *facts(source),
+                *(
+                    " / ".join(cell(source, scheme, "auto", rate) for rate in EDIT_RATES[1:])
+                    for scheme in edited_schemes
+                ),
+            ]
+            for source in sources
+        ],
+    )
+    lines += ["", f"Gumbel, verbatim, {len(PROMPTS) * TARGET_TEXTS} texts each, to p < 1e-6.", ""]
+    lines += table(
+        ["model", "T", "nats", "model-aware", "sum", "ratio"],
+        [
+            [
+                one["model"],
+                f"{one['temperature']:g}",
+                f"{one['entropy']:.2f}",
+                f"{one['model_aware']:g}",
+                f"{one['sum']:g}",
+                f"{one['model_aware'] / one['sum']:.2f}",
+            ]
+            for one in content["ratios"]
+        ],
+    )
+    lines += ["", "Every test: median tokens to p < 1e-3 / p < 1e-6.", ""]
+    lines += table(
+        [*facts_head, "scheme", "test", "verbatim", *(f"{rate:.0%} edited" for rate in EDIT_RATES[1:])],
+        [
+            [
+                *facts(source),
+                scheme + " *" * (scheme in marked),
+                test,
+                *(" / ".join(cell(source, scheme, test, rate, alpha) for alpha in ALPHAS) for rate in EDIT_RATES),
+            ]
+            for source in sources
+            for scheme, test in pairs
+            if (*source, scheme, test, 0.0, 1e-6) in lookup
+        ],
+    )
+    return "\n".join([*lines, "", *content["runs"], ""])
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 if __name__ == "__main__":
