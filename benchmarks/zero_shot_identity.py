@@ -2,7 +2,8 @@
 
 Toy model: at each place an independent law over 500 tokens, softmax of normal logits of standard deviation 2. Texts
 are drawn from the model itself (the null), at other temperatures and after top-k 50; every test is told temperature 1.
-The first table is for texts of 200 tokens, the second, `--dominance`, for lengths from 50 to 1000. Hoeffding's test is
+The first table is for texts of 200 tokens; `--dominance` for lengths from 50 to 1000; `--trap` is not a toy: texts that
+the bundled model wrote by several rules, under the null of plain sampling and of the rule itself. Hoeffding's test is
 given the true range of each law, which no scoring pass knows; the textbook Freedman bound is given the observed sum of
 varentropies as if it had been fixed in advance, which favours it. The normal test has no proved level.
 """
@@ -95,14 +96,56 @@ def table(rows: list[tuple[str, dict[str, float]]], show: Callable[[str], None] 
         show(f"| {name:22s} | " + " | ".join(f"{100 * row[test]:.1f} %" for test in TESTS) + " |")
 
 
+def trap(count: int, level: float) -> None:
+    """How often the model's own texts are rejected: by the naive null, and by the null that names the rule."""
+    import torch
+    from transformers import GenerationConfig
+
+    from assay.detection.zero_shot import identity_tests
+    from assay.kernels.scoring.decoding import Decoding
+    from assay.kernels.scoring.model import ModelScorer
+    from assay.models import load_model
+
+    torch.set_num_threads(1)
+    model = load_model()
+    model.generation_config = GenerationConfig()  # its own ends texts at a token, which changes the law
+    scorer = ModelScorer(model)
+    print(f"{count} texts of 60 tokens a row, level {level}")
+    print("| sampled at | null: plain sampling | null: the rule itself |\n|---|---|---|")
+    for rule in (Decoding(), Decoding(temperature=0.7), Decoding(top_k=50), Decoding(top_p=0.9)):
+        torch.manual_seed(SEED)
+        config = GenerationConfig(
+            do_sample=True,
+            max_new_tokens=60,
+            temperature=rule.temperature,
+            top_k=rule.top_k or 0,
+            top_p=rule.top_p or 1.0,
+            pad_token_id=0,
+        )
+        texts: list[np.ndarray] = []
+        while len(texts) < count:
+            inputs = torch.full((250, 1), model.config.bos_token_id)
+            made = model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+            texts += list(made[:, 1:].numpy())
+        shares = [
+            np.mean([one.log_pvalue <= math.log(level) for one in identity_tests(texts[:count], scorer, decoding=null)])
+            for null in (Decoding(), rule)
+        ]
+        name = f"temperature {rule.temperature:g}, top-k {rule.top_k}, top-p {rule.top_p}"
+        print(f"| {name} | {100 * shares[0]:.1f} % | {100 * shares[1]:.1f} % |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=1500)
     parser.add_argument("--level", type=float, default=0.05)
     parser.add_argument("--dominance", action="store_true", help="lengths from 50 to 1000")
+    parser.add_argument("--trap", action="store_true", help="the bundled model's own texts")
     options = parser.parse_args()
     start = time.process_time()
-    if not options.dominance:
+    if options.trap:
+        trap(options.texts, options.level)
+    elif not options.dominance:
         print(f"{options.texts} texts of 200 tokens, level {options.level}")
         table([(truth, rejections(truth, 200, options.texts, options.level)) for truth in TRUTHS])
     else:

@@ -10,7 +10,7 @@ import pytest
 
 from assay.kernels.scoring.decoding import Decoding
 
-LENGTH = 60
+LENGTH, BATCH = 60, 100
 
 
 def generate(model: Any, count: int, rule: Decoding, *, seed: int, length: int = LENGTH) -> np.ndarray:
@@ -30,16 +30,16 @@ def generate(model: Any, count: int, rule: Decoding, *, seed: int, length: int =
     )
     # The model's own defaults would bring the end token back.
     kept, model.generation_config = model.generation_config, GenerationConfig()
-    torch.manual_seed(seed)
     out = []
     try:
-        for start in range(0, count, 250):
-            inputs = torch.full((min(250, count - start), 1), model.config.bos_token_id)
+        for batch in range(-(-count // BATCH)):  # whole batches, so that a longer list begins with the shorter one
+            torch.manual_seed(seed + batch)
+            inputs = torch.full((BATCH, 1), model.config.bos_token_id)
             mask = torch.ones_like(inputs)
             out.append(model.generate(inputs, attention_mask=mask, generation_config=config)[:, 1:].numpy())
     finally:
         model.generation_config = kept
-    ids = np.concatenate(out)
+    ids = np.concatenate(out)[:count]
     assert ids.shape == (count, length)
     return ids
 
