@@ -438,3 +438,51 @@ def test_over_keys_the_token_has_the_law_of_the_model(make: Callable[[], Foreign
 def test_settings_are_checked(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---------------------------------------------------------------- texts that transformers itself has written
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (HfKgwConfig(vocab_size=512, bias=4.0), {"bias": 4.0}),
+        (
+            HfKgwConfig(vocab_size=512, bias=4.0, seeding_scheme="selfhash", context_width=3),
+            {"bias": 4.0, "seeding_scheme": "selfhash", "context_width": 3},
+        ),
+        (HfSynthIdConfig(depth=9), {}),
+    ],
+    ids=["lefthash", "selfhash", "synthid"],
+)
+def test_texts_of_generate_are_read_and_ours_are_read_there(
+    tiny_model: Any, config: Any, settings: dict[str, Any]
+) -> None:
+    from transformers import SynthIDTextWatermarkingConfig
+
+    from assay.detection import hf_kgw as kgw_tests
+    from assay.detection import hf_synthid as synthid_tests
+
+    integers = [15485863] if isinstance(config, HfKgwConfig) else [51_020, 3, 60_001, 17, 812, 4_242, 31_337, 99, 7]
+    prf_key = words_for(config, *integers)
+    official: Any = WatermarkingConfig(**settings)
+    if isinstance(config, HfSynthIdConfig):
+        official = SynthIDTextWatermarkingConfig(ngram_len=5, keys=integers)
+    tests = kgw_tests if isinstance(config, HfKgwConfig) else synthid_tests
+    prompt = torch.tensor([[5, 9, 33, 71]])
+    torch.manual_seed(0)
+    arguments = {"do_sample": True, "top_k": 0, "max_new_tokens": 120, "attention_mask": torch.ones_like(prompt)}
+    text = tiny_model.generate(prompt, watermarking_config=official, **arguments)[0].numpy().astype(np.uint32)
+    assert tests.test_ids(text, 4, prf_key, config, test="auto", model=None).pvalue < 1e-6
+    other = words_for(config, *[value + 1 for value in integers])
+    assert tests.test_ids(text, 4, other, config, test="auto", model=None).pvalue > 1e-4
+    if isinstance(config, HfSynthIdConfig):
+        return
+    # The other way round: Assay writes, transformers' detector reads.
+    draw = sampler_of(config, prf_key, unmarked_key(b"there"))
+    ids = prompt.numpy()
+    for _ in range(120):
+        scores = np.random.default_rng(ids.shape[1]).normal(0, 2, (1, 512))
+        ids = np.concatenate([ids, draw(ids, scores, None)[:, None]], axis=1)
+    found = detector(config, 15485863, distinct=True)(torch.from_numpy(ids[:, 4:]), return_dict=True)
+    assert found.z_score[0] > 6
