@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from assay.detection import bits
 from assay.detection.convolution import log_sum_sf, log_weighted_count_sf, sum_tail, word_score_law
 from assay.watermark.gumbel import sum_scores
 
@@ -130,6 +131,15 @@ def test_rounding_without_a_margin_is_rejected() -> None:
         )
     assert low_by_nearest > 0
     assert low_by_bound == 0
+
+
+@pytest.mark.parametrize("z", [-2.0, 0.0, 4.0, 20.0])
+def test_agrees_with_the_other_exact_tail_of_weighted_coins(z: float) -> None:
+    # `bits` sums the characteristic function of integer weights: another method for the same number.
+    weights = np.random.default_rng(5).integers(-63, 64, 1000)
+    observed = int(0.3 * weights.sum() + z * math.sqrt(0.21 * float(weights @ weights)))
+    ours = log_weighted_count_sf(weights, 0.3, observed)
+    assert ours == pytest.approx(bits.log_weighted_sf(weights, 0.3, observed), abs=1e-7)
 
 
 @pytest.mark.parametrize("n", [1, 7, 100, 5000])

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from assay.detection import localisation
 from assay.detection.evidence import Evidence, gather
 from assay.detection.localisation import (
     family,
@@ -23,6 +24,7 @@ from assay.detection.localisation import (
     posterior,
     scan,
 )
+from assay.detection.model_view import ModelView
 from assay.watermark.edits import paste
 from assay.watermark.fixed_list import FixedListConfig
 from assay.watermark.green_list import GreenListConfig
@@ -149,6 +151,24 @@ def test_a_pasted_passage_is_found_where_it_is(key: SecretKey, passage: np.ndarr
     marked = np.isin(np.arange(len(document)), list(inside))
     assert where.posterior[marked].mean() > 0.9
     assert where.posterior[~marked].mean() < 0.1
+
+
+def test_probabilities_of_a_model_sharpen_it(
+    key: SecretKey, passage: np.ndarray, zipf_ids: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = paste(passage, zipf_ids(200, 12), 100)
+    # What a model would say: the marked tokens' laws have 60 ids, the host's tokens are unlikely; one is unknown.
+    log_prob = np.where((np.arange(280) >= 100) & (np.arange(280) < 180), math.log(0.05), math.log(1e-3))
+    log_prob[0] = math.nan
+    monkeypatch.setattr(localisation, "_scorer", lambda model: model)
+    monkeypatch.setattr(localisation, "_model_view", lambda *args: ModelView(log_prob, lambda: iter(())))
+    aware, plain = localise(document, key, model="fake"), localise(document, key)
+    assert aware.result.log_pvalue < plain.result.log_pvalue
+    assert len(aware.segments) == 1
+    assert any("wrong model" in sentence for sentence in aware.result.assumptions)
+    own = SecretKey(hashlib.sha256(b"localise").digest(), id="localise", config=TournamentConfig())
+    with pytest.raises(ValueError, match="log_prob is used for scheme 'gumbel' only"):
+        localise(document, own, model="fake")
 
 
 def test_two_passages_are_two_segments(key: SecretKey, passage: np.ndarray, zipf_ids: Ids) -> None:
