@@ -244,7 +244,8 @@ class SecretKey:
         del integers  # so that no traceback below shows them
         if isinstance(material, str):
             raise ValueError(material)
-        return cls(secrets.token_bytes(SALT_BYTES) + material, id=id or f"k-{secrets.token_hex(6)}", config=config)
+        own_id = id if id is not None else f"k-{secrets.token_hex(6)}"
+        return cls(secrets.token_bytes(SALT_BYTES) + material, id=own_id, config=config)
 
     @property
     def id(self) -> str:
