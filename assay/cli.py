@@ -11,6 +11,8 @@ from assay._cli_demo import demo
 from assay._cli_detect import detect
 from assay._cli_human import calibrate
 from assay._cli_keys import keys_app
+from assay._cli_monitor import monitor
+from assay._cli_plan import plan
 from assay._cli_report import report, verify
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(detect)
 app.command()(calibrate)
+app.command()(plan)
+app.command()(monitor)
 app.command()(report)
 app.command()(verify)
 app.add_typer(keys_app, name="keys")

@@ -14,7 +14,21 @@ from assay.detection.result import TestResult
 from assay.kernels.chacha import Words
 from assay.watermark.schemes import SchemeConfig
 
-_HOMES = {"gumbel": "assay.detection.gumbel"}
+_HOMES = {
+    "dipmark": "assay.detection.dipmark",
+    "dual-gumbel": "assay.detection.dual_gumbel",
+    "fixed-list": "assay.detection.fixed_list",
+    "green-list": "assay.detection.green_list",
+    "gumbel": "assay.detection.gumbel",
+    "hf-kgw": "assay.detection.hf_kgw",
+    "hf-synthid": "assay.detection.hf_synthid",
+    "inverse-transform": "assay.detection.inverse_transform",
+    "payload-gumbel": "assay.detection.payload_gumbel",
+    "sglang-gumbel": "assay.detection.sglang_gumbel",
+    "synthid-text": "assay.detection.synthid_text",
+    "tournament": "assay.detection.tournament",
+    "vllm-gumbel": "assay.detection.vllm_gumbel",
+}
 
 
 class Tester(Protocol):

@@ -65,7 +65,23 @@ class SchemeConfig:
 _REGISTRY: dict[str, type[SchemeConfig]] = {}
 
 # Where Assay's own schemes register. A scheme's module is loaded when a name is looked up, not before.
-_HOMES = {"ed25519": "assay.watermark.signing", "gumbel": "assay.watermark.gumbel"}
+_HOMES = {
+    "dipmark": "assay.watermark.dipmark",
+    "dual-gumbel": "assay.watermark.dual_gumbel",
+    "ed25519": "assay.watermark.signing",
+    "fixed-list": "assay.watermark.fixed_list",
+    "green-list": "assay.watermark.green_list",
+    "gumbel": "assay.watermark.gumbel",
+    "hf-kgw": "assay.watermark.profiles.hf_kgw",
+    "hf-synthid": "assay.watermark.profiles.hf_synthid",
+    "inverse-transform": "assay.watermark.inverse_transform",
+    "payload-gumbel": "assay.watermark.payload",
+    "sequence": "assay.watermark.sequence",
+    "sglang-gumbel": "assay.watermark.profiles.sglang_gumbel",
+    "synthid-text": "assay.watermark.profiles.synthid_text",
+    "tournament": "assay.watermark.tournament",
+    "vllm-gumbel": "assay.watermark.profiles.vllm_gumbel",
+}
 
 C = TypeVar("C", bound=type[SchemeConfig])
 
