@@ -123,10 +123,11 @@ def newest(scheme: str) -> type[SchemeConfig]:
     ValueError
         If the scheme is unknown.
     """
-    tags = known_schemes()
-    versions = [_REGISTRY[tag] for tag in tags if _REGISTRY[tag].scheme == scheme]
+    if scheme in _HOMES:
+        import_module(_HOMES[scheme])
+    versions = [config for config in _REGISTRY.values() if config.scheme == scheme]
     if not versions:
-        names = sorted({_REGISTRY[tag].scheme for tag in tags})
+        names = sorted({_REGISTRY[tag].scheme for tag in known_schemes()})
         raise ValueError(f"scheme must be one of {names}, got {scheme!r}.")
     return max(versions, key=lambda config: config.version)
 
