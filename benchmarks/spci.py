@@ -272,13 +272,47 @@ def hidden(repeats: int) -> None:
         print(f"  anchor {anchor:<6} {'   '.join(times)}   (target at m = 1: <= 0.2)")
 
 
+# --- monitoring ---------------------------------------------------------------------------------------------------
+
+
+def watched(reference: int, shift: float, seed: int, *, learning: bool) -> Any:
+    """An autoregression of 1,000 scores after its reference, shifted by so many standard deviations after 200."""
+    from assay.conformal import ScoreMonitor
+
+    scores = np.random.default_rng(seed).normal(size=reference + 1000)
+    for t in range(1, len(scores)):
+        scores[t] += 0.5 * scores[t - 1]
+    scores[reference + 200 :] += shift * math.sqrt(1 / 0.75)
+    monitor = ScoreMonitor(random_state=seed)
+    if learning:
+        monitor._model.set_params(refit_every=1)
+    return monitor.fit(scores[:reference]).update(scores[reference:])
+
+
+def monitoring(series: int = 40) -> None:
+    print(f"\nMonitor at alpha 0.1, bound 0.01, miss rate 0.15: {series} series of 1,000 scores each")
+    for reference in (200, 400):
+        for learning in (False, True):
+            quiet = [watched(reference, 0.0, seed, learning=learning) for seed in range(series)]
+            rates = [one.missed.mean() for one in quiet]
+            line = f"  reference {reference}, forest {'goes on learning' if learning else 'stands still   '}: "
+            line += f"misses {np.mean(rates):.3f} (at most {np.max(rates):.3f}), "
+            line += f"false alarms {sum(one.alarm is not None for one in quiet)};"
+            for shift in (2.0, 3.0):
+                alarms = [watched(reference, shift, 1000 + seed, learning=learning).alarm for seed in range(series)]
+                delays = [alarm - 200 for alarm in alarms if alarm is not None and alarm >= 200]
+                middle = f", median delay {np.median(delays):.0f}" if delays else ""
+                line += f" shift {shift:g} sd: {len(delays)} found{middle};"
+            print(line.rstrip(";"), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mapie", metavar="PYTHON", help="interpreter with MAPIE")
     parser.add_argument("--mapie-rows", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--exact", action="store_true", help="also all intervals by quantile-forest (minutes)")
-    parser.add_argument("--part", choices=("cost", "intervals", "hidden"), help="one part only")
+    parser.add_argument("--part", choices=("cost", "intervals", "hidden", "monitoring"), help="one part only")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=20_000, help="sequences for each row of the hidden-state table")
     arguments = parser.parse_args()
@@ -292,6 +326,8 @@ def main() -> None:
         intervals(arguments.folder, arguments.seeds, arguments.mapie, exact=arguments.exact)
     if arguments.part in (None, "hidden"):
         hidden(arguments.repeats)
+    if arguments.part in (None, "monitoring"):
+        monitoring()
 
 
 if __name__ == "__main__":

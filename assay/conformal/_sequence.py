@@ -101,11 +101,14 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         ShortCalibrationWarning
             If an interval is infinite for want of residuals.
         """
-        check_is_fitted(self, "n_train_")
+        if not hasattr(self, "n_train_"):
+            check_is_fitted(self, "n_train_")
         horizon = self._horizon()
-        rows: Floats = validate_data(
-            self, X, reset=False, dtype=np.float64, ensure_all_finite=True if horizon == 1 else "allow-nan"
-        )
+        if horizon == 1 and self._is_plain(X):
+            rows = np.asarray(X)
+        else:
+            finite = True if horizon == 1 else "allow-nan"
+            rows = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite=finite)
         point = self._points(rows)
         leads = min(horizon, len(rows))
         offsets = np.array([self._offsets(lead) for lead in range(leads)])
@@ -129,7 +132,8 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         ValueError
             As `fit`; nothing is taken in then.
         """
-        check_is_fitted(self, "n_train_")
+        if not hasattr(self, "n_train_"):
+            check_is_fitted(self, "n_train_")
         rows, truth = self._pairs(X, y, reset=False)
         last = self._check_times(times, len(truth), self._last_time)
         for column in self._residuals_of(rows, truth).T:
@@ -151,7 +155,8 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         point, intervals
             As from `predict`.
         """
-        check_is_fitted(self, "n_train_")
+        if not hasattr(self, "n_train_"):
+            check_is_fitted(self, "n_train_")
         rows, truth = self._pairs(X, y, reset=False)
         n, horizon = len(truth), self._horizon()
         last = self._check_times(times, n, self._last_time)
@@ -209,10 +214,26 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
     # --- shared -------------------------------------------------------------------------------------------------------
 
     def _pairs(self, X: npt.ArrayLike, y: npt.ArrayLike, *, reset: bool) -> tuple[Floats, Floats]:
+        if not reset and self._is_plain(X) and type(y) is np.ndarray and y.dtype == np.float64:
+            rows, values = np.asarray(X), np.asarray(y)
+            if values.shape == (len(rows),) and np.isfinite(values).all():
+                return rows, values
         checked, truth = validate_data(
             self, X, y, reset=reset, dtype=np.float64, y_numeric=True, ensure_min_samples=2 if reset else 1
         )
         return checked, truth.astype(np.float64)
+
+    def _is_plain(self, X: object) -> bool:
+        """Whether X needs none of scikit-learn's checks, which cost a third of a millisecond for one row."""
+        return (
+            type(X) is np.ndarray
+            and X.dtype == np.float64
+            and X.ndim == 2
+            and X.shape[0] > 0
+            and X.shape[1] == self.n_features_in_
+            and not hasattr(self, "feature_names_in_")
+            and bool(np.isfinite(X).all())
+        )
 
     def _points(self, X: Floats) -> Floats:
         horizon = self._horizon()
