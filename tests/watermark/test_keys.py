@@ -155,7 +155,7 @@ def test_info_round_trip(config: SchemeConfig, state: Any) -> None:
     ("entry", "value", "message"),
     [
         ("id", None, "id must be"),
-        ("scheme", "nope", r"scheme must be one of \['ed25519/1', 'gumbel/1'"),
+        ("scheme", "nope", r"scheme must be one of \[.*'ed25519/1'.*'gumbel/1'"),
         ("version", 99, "newer Assay"),
         ("version", True, "newer Assay"),
         ("parameters", {"window": 0}, "window must be"),
