@@ -1,7 +1,7 @@
 """The least-favourable score: a model-free test of Gumbel pivots that is best at low entropy, with an exact p-value.
 
 If no token has probability above 1 - delta, the log-likelihood ratio of the least favourable such law is the score with
-the best worst-case power. Reference: Li, Ruan, Wang, Long and Su (2024), arXiv:2404.01245, Thm 3.2 (Gumbel-max).
+the best worst-case power. Reference: Li, Ruan, Wang, Long and Su (2024), arXiv:2404.01245, section 3 (Gumbel-max).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from assay.detection.localisation import (
     scan,
 )
 from assay.detection.model_view import ModelView
+from assay.detection.text import load_tokenizer
 from assay.watermark.edits import paste
 from assay.watermark.fixed_list import FixedListConfig
 from assay.watermark.green_list import GreenListConfig
@@ -201,6 +202,18 @@ def test_bit_schemes_are_found_too(config: Any, zipf_ids: Ids) -> None:
     assert where.posterior[130:190].mean() > 0.8
 
 
+def test_phrases_shared_with_the_mark_are_no_evidence(key: SecretKey, passage: np.ndarray, zipf_ids: Ids) -> None:
+    # Somebody without the key wrote, before the marked passage, phrases of 12 tokens that the passage has too.
+    phrases = [passage[start : start + 12] for start in (0, 24, 48)]
+    host = np.concatenate([np.concatenate([zipf_ids(10, seed), phrases[seed]]) for seed in range(3)])
+    document = np.concatenate([host, zipf_ids(30, 13), passage]).astype(np.uint32)
+    until = len(host)
+    assert all(segment.start >= until for segment in localise(document, key).segments)
+    # The near-miss: each distinct coin counted at its first place, as in a test of the whole document.
+    found = gather(document, use_key(key), key.config)
+    assert any(segment.stop <= until for segment in scan(found, 0.01)[1])
+
+
 def not_above(count: int, trials: int, level: float) -> bool:
     """Whether a count is within a binomial's 1 - 1e-6 quantile: false alarm 1e-6."""
     return bool(count <= stats.binom.ppf(1 - 1e-6, trials, level))
@@ -262,6 +275,22 @@ def test_segments_keep_the_level_over_many_hosts(key: SecretKey, passage: np.nda
     wrong, careless = false_segments(key, passage, zipf_ids, 3000, 0.01)
     assert not_above(wrong, 3000, 0.01)
     assert not not_above(careless, 3000, 0.01)
+
+
+@pytest.mark.slow
+def test_levels_on_human_prose(key: SecretKey, passage: np.ndarray, make_key: MakeKey, human_text: str) -> None:
+    # 1,500 documents of 300 tokens of prose, with its repeated phrases: nothing marked, or a passage in the middle.
+    ids = load_tokenizer("default").encode(human_text)
+    small = wrong = missed = 0
+    for number in range(1500):
+        host = ids[(start := 37 * number % (len(ids) - 300)) : start + 300]
+        small += localise(host, make_key(10 + number), level=0.05).result.pvalue <= 0.05
+        segments = localise(paste(passage, host, 150), key, level=0.05).segments
+        wrong += any(segment.stop <= 150 or segment.start >= 230 for segment in segments)
+        missed += not segments
+    assert not_above(small, 1500, 0.05)
+    assert not_above(wrong, 1500, 0.05)
+    assert missed == 0
 
 
 def test_edges_and_errors(key: SecretKey) -> None:
