@@ -23,10 +23,14 @@ _ATOMS = 16  # terms are first merged as lists of atoms, up to this many
 
 @dataclass(frozen=True)
 class Law:
-    """Masses on consecutive integers from `start`; what was left out; a bound on the Euclidean norm of the errors."""
+    """Masses on consecutive integers from `start`; how many integers the law spans, those cut off included.
+
+    dropped: mass that was cut off. error: bound on the Euclidean norm of the errors of all masses.
+    """
 
     start: int
     masses: Floats
+    span: int
     dropped: float = 0.0
     error: float = 0.0
 
@@ -43,7 +47,7 @@ class Law:
         weights = np.exp(-theta * step * np.maximum(places - cell, -doubt))
         # The norm of exp(-theta step j) over j >= 0, or over as many as there are.
         decay = -math.expm1(-2.0 * theta * step)
-        norm = math.sqrt(min(float(len(self.masses)), 1.0 / decay if decay > 0.0 else math.inf))
+        norm = math.sqrt(min(float(self.span), 1.0 / decay if decay > 0.0 else math.inf))
         slack = missed + self.dropped + self.error * norm
         total = float(np.sum(weights * self.masses[start:])) + side * slack
         return -theta * threshold + math.log(total) if total > 0.0 else -math.inf
@@ -72,12 +76,13 @@ def sum_law(k: Counts, q: Floats, counts: Floats) -> Law:
 
 def _dense(atoms: Counts, masses: Floats) -> Law:
     start = int(atoms.min())
-    return _cropped(start, np.bincount(atoms - start, weights=masses).astype(np.float64), 0.0, 0.0)
+    law = np.bincount(atoms - start, weights=masses).astype(np.float64)
+    return _cropped(start, law, len(law), 0.0, 0.0)
 
 
 def _power(law: Law, count: int) -> Law:
     """The law of the sum of `count` independent copies, by squaring."""
-    result = Law(0, np.ones(1))
+    result = Law(0, np.ones(1), 1)
     while True:
         if count & 1:
             result = _convolved(result, law)
@@ -100,12 +105,13 @@ def _convolved(a: Law, b: Law) -> Law:
         # Three transforms, each off by at most 8 log2(size) units of the norm; |a|_1 and |b|_1 are at most 1.
         largest = max(float(np.linalg.norm(a.masses)), float(np.linalg.norm(b.masses)))
         local = 3.0 * 8.0 * math.log2(size) * _UNIT * largest
-    return _cropped(a.start + b.start, masses, a.dropped + b.dropped, a.error + b.error + local)
+    span = a.span + b.span - 1
+    return _cropped(a.start + b.start, masses, span, a.dropped + b.dropped, a.error + b.error + local)
 
 
-def _cropped(start: int, masses: Floats, dropped: float, error: float) -> Law:
+def _cropped(start: int, masses: Floats, span: int, dropped: float, error: float) -> Law:
     """Without the ends, which hold next to nothing; what they hold is remembered."""
     below, above = np.cumsum(masses), np.cumsum(masses[::-1])
     left, right = int(np.searchsorted(below, _DROPPED)), int(np.searchsorted(above, _DROPPED))
     lost = (float(below[left - 1]) if left else 0.0) + (float(above[right - 1]) if right else 0.0)
-    return Law(start + left, masses[left : len(masses) - right], dropped + lost, error)
+    return Law(start + left, masses[left : len(masses) - right], span, dropped + lost, error)

@@ -8,7 +8,7 @@ Vovk (2011), arXiv:0912.4269; Ramdas et al. (2023), arXiv:2210.01948.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -218,6 +218,9 @@ class StreamingTest:
             "log_evalue_max": self._best,
             "stopped_at": self._stopped_at,
         }
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("StreamingTest refuses to be pickled: the key would go with it. Use state() and restore().")
 
     @classmethod
     def restore(cls, state: dict[str, Any], key: SecretKey) -> StreamingTest:

@@ -198,6 +198,15 @@ def test_a_thousand_different_terms_are_fast() -> None:
     assert time.process_time() - start < 0.6
 
 
+def test_a_long_sum_below_its_mean() -> None:
+    # No tilt: the error of the transforms is bounded over the whole span.
+    for k in (499_000, 500_000):
+        tail = sum_tail([[0, 1]], [[0.5, 0.5]], k, counts=[1_000_000])
+        exact = stats.binom.logsf(k - 1, 1_000_000, 0.5)
+        assert tail.log_lower <= exact + 1e-9
+        assert exact - 1e-9 <= tail.log_upper <= exact + 1e-6
+
+
 def test_edges() -> None:
     assert log_sum_sf(np.empty((0, 2)), np.empty((0, 2)), 0.0) == 0.0
     assert log_sum_sf(np.empty((0, 2)), np.empty((0, 2)), 0.1) == -math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -191,6 +192,8 @@ def test_state_is_plain_holds_no_secret_and_restores(make_key: MakeKey, zipf_ids
         assert second.stopped_at == whole.stopped_at
         with pytest.raises(ValueError, match="key must be"):
             StreamingTest.restore(json.loads(text), make_key(4))
+    with pytest.raises(TypeError, match="refuses to be pickled"):
+        pickle.dumps(first)
     with pytest.raises(ValueError, match="state must have schema"):
         StreamingTest.restore({}, make_key(3))
 
