@@ -19,10 +19,10 @@ from assay.privacy.continual import streams, toeplitz, trees
 from assay.privacy.continual.plan import Plan
 from assay.privacy.continual.statefile import Arrays, StateFile
 from assay.privacy.ledger import Ledger
-from assay.privacy.noise import Integers, NoiseSource, SeededDraws, SeededNoise, noise_source
+from assay.privacy.noise import Integers, NoiseSource, SeededDraws, noise_source
 
 _KIND = "counter"
-_DESIGNS = {
+_DESIGNS: dict[str, Any] = {
     design.name: design
     for design in (
         trees.Plain,
@@ -131,7 +131,8 @@ class Counter:
 
     def step(self, value: int | npt.ArrayLike) -> Integers:
         """One step; returns the release, int64, shape (columns,)."""
-        return self.extend(np.asarray(value).reshape(1, -1))[0]
+        released: Integers = self.extend(np.asarray(value).reshape(1, -1))[0]
+        return released
 
     def extend(self, values: npt.ArrayLike) -> Integers:
         """Several steps.
@@ -199,27 +200,33 @@ class Counter:
             self._file.write(_KIND, *self.snapshot())
 
     def _checked(self, values: npt.ArrayLike) -> Integers:
-        array = np.asarray(values)
-        if array.dtype.kind not in "bui":
-            if array.size:
-                raise TypeError(f"values must be integers, got {array.dtype}. Quantise first.")
-            array = array.astype(np.int64)
-        if array.ndim == 1 and self._plan.columns == 1:
-            array = array[:, None]
-        if array.ndim != 2 or array.shape[1] != self._plan.columns:
-            raise ValueError(f"values must have shape (n, {self._plan.columns}), got {array.shape}.")
-        if array.size and (array.min() < 0 or array.max() > self._plan.bound):
-            raise ValueError(f"values must be in 0 .. {self._plan.bound}, got {array.min()} to {array.max()}.")
+        array = checked_steps(values, self._plan.columns, self._plan.bound)
         design = self._plan.design
         if self._time + len(array) > design.horizon and not getattr(design, "unbounded", False):
             raise ValueError(
                 f"the plan ends at time {design.horizon}; {self._time} steps are taken and {len(array)} came. "
                 "Plan a longer horizon, or none: plan_endless()."
             )
-        return array.astype(np.int64)
+        return array
 
     def _marked(self, values: Integers) -> Integers:
         return values.view(SeededDraws) if self._seeded else values
+
+
+def checked_steps(values: npt.ArrayLike, columns: int, bound: int) -> Integers:
+    """Steps as int64 of shape (n, columns), each in 0 .. bound; a single column may come as shape (n,)."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "bui":
+        if array.size:
+            raise TypeError(f"values must be integers, got {array.dtype}. Quantise first.")
+        array = array.astype(np.int64)
+    if array.ndim == 1 and columns == 1:
+        array = array[:, None]
+    if array.ndim != 2 or array.shape[1] != columns:
+        raise ValueError(f"values must have shape (n, {columns}), got {array.shape}.")
+    if array.size and (array.min() < 0 or array.max() > bound):
+        raise ValueError(f"values must be in 0 .. {bound}, got {array.min()} to {array.max()}.")
+    return array.astype(np.int64)
 
 
 def plan_to(plan: Plan) -> dict[str, Any]:
@@ -237,7 +244,9 @@ def plan_to(plan: Plan) -> dict[str, Any]:
 
 def plan_from(row: dict[str, Any]) -> Plan:
     """A plan from its JSON."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in row["design"].items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in row["design"].items()
+    }
     design = _DESIGNS[fields.pop("name")](**fields)
     return Plan(
         design=design,
@@ -247,8 +256,3 @@ def plan_from(row: dict[str, Any]) -> Plan:
         cost=Cost(**{**row["cost"], "amount": Fraction(row["cost"]["amount"])}),
         **row["sizes"],
     )
-
-
-def seeded_counter(plan: Plan, seed: int) -> Counter:
-    """A counter with repeatable noise, for tests and examples."""
-    return Counter(plan, noise=SeededNoise(seed))

@@ -168,6 +168,7 @@ def plan_counter(
     columns: int = 1,
     touched: int | None = None,
     bands: int | None = None,
+    arity: int | None = None,
 ) -> Plan:
     """Choose the counter with the smallest largest error that the privacy and the memory allow.
 
@@ -196,6 +197,8 @@ def plan_counter(
         under replace.
     bands
         For "banded": its width.
+    arity
+        For "k-ary tree": its arity instead of the best one.
 
     Raises
     ------
@@ -218,7 +221,7 @@ def plan_counter(
     terms: dict[str, Any] = {"adjacency": adjacency, "unit": unit}
     sizes = {"bound": bound, "contributions": contributions, "columns": columns, "touched": touched}
     plans = []
-    for design in _candidates(horizon, memory, mechanism, bands, gaussian=zcdp is not None):
+    for design in _candidates(horizon, memory, mechanism, bands, arity, gaussian=zcdp is not None):
         if pure is not None and design.l1 is not None:
             plans.append(_laplace(design, pure, terms, sizes))
         if zcdp is not None:
@@ -276,7 +279,7 @@ def targets(epsilon: Real | None, delta: float, rho: Real | None) -> tuple[Fract
 
 
 def _candidates(
-    horizon: int, memory: int | None, mechanism: str | None, bands: int | None, *, gaussian: bool
+    horizon: int, memory: int | None, mechanism: str | None, bands: int | None, arity: int | None, *, gaussian: bool
 ) -> list[Factorisation]:
     found: list[Factorisation] = []
     wanted = [mechanism] if mechanism else ["binary tree", "Honaker", "k-ary tree", "smooth tree"]
@@ -292,7 +295,7 @@ def _candidates(
             counts = [d for d in _BUFFERS if memory is None or d + 1 <= memory]
             found += [fit_blt(horizon, d) for d in counts[-1:]]
         elif name == "k-ary tree":
-            found.append(KaryTree(horizon, best_arity(horizon)))
+            found.append(KaryTree(horizon, best_arity(horizon) if arity is None else arity))
         else:
             found.append(_SIMPLE[name](horizon))
     return [design for design in found if memory is None or design.memory <= memory]
@@ -322,8 +325,8 @@ def _gaussian(design: Factorisation, rho: Fraction, terms: dict[str, Any], sizes
         return Plan(design=design, law="gaussian", node=node, grid_bits=0, cost=cost, **sizes)
     # Columns of C are not integers: noise lives on a fine grid, to which a column is rounded. The first factor covers
     # that rounding (a column is at least as long as its first entry), the second the sum of squares in doubles.
-    variance = design.l2_squared * reach / (2 * float(rho))
-    bits = max(1, min(48, 49 - math.ceil(math.log2(math.sqrt(variance) + 1))))
+    sigma = math.sqrt(design.l2_squared * reach / (2 * float(rho)))
+    bits = max(1, min(48, 49 - math.ceil(math.log2(sigma + 1))))
     horizon = 2**40 if getattr(design, "unbounded", False) else design.horizon
     slack = Fraction((1 + math.sqrt(horizon) * 2.0 ** -(bits + 1)) ** 2) * (1 + Fraction(1, 2**30))
     variance = Fraction(design.l2_squared) * slack * reach / (2 * rho)

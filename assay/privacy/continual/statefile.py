@@ -47,7 +47,8 @@ class StateFile:
             raise LedgerError(f"{self.path} is closed or belongs to another process. Resume it in this one.")
         buffer = io.BytesIO()
         head = json.dumps({"schema": SCHEMA, "kind": kind, "settings": settings}, sort_keys=True).encode("ascii")
-        np.savez(buffer, head=np.frombuffer(head, dtype=np.uint8), **arrays)
+        named: dict[str, Any] = {"head": np.frombuffer(head, dtype=np.uint8), **arrays}
+        np.savez(buffer, **named)
         temporary = self.path.with_name(self.path.name + ".new")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -67,7 +68,7 @@ class StateFile:
             If the file is damaged or of another kind.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as held:
+            with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as held:
                 arrays = {name: held[name] for name in held.files}
             head = json.loads(arrays.pop("head").tobytes())
             settings = head["settings"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from assay.privacy.continual.trees import Floats, Times, _checked, check_horizon
+from assay.privacy.continual.trees import Floats, Times, check_horizon, checked_times
 
 _LARGEST = 2**26  # coefficient tables of 0.5 GB
 
@@ -48,7 +48,7 @@ class SquareRoot:
 
     def rows(self, times: Times) -> Floats:
         """Sum of the first t squared coefficients."""
-        found: Floats = np.cumsum(square_root(self.horizon) ** 2)[_checked(times, self.horizon) - 1]
+        found: Floats = np.cumsum(square_root(self.horizon) ** 2)[checked_times(times, self.horizon) - 1]
         return found
 
 
@@ -93,7 +93,7 @@ class Banded:
 
     def rows(self, times: Times) -> Floats:
         """Sum of the first t squared coefficients of L."""
-        found: Floats = np.cumsum(self.noise_filter() ** 2)[_checked(times, self.horizon) - 1]
+        found: Floats = np.cumsum(self.noise_filter() ** 2)[checked_times(times, self.horizon) - 1]
         return found
 
 
@@ -139,9 +139,19 @@ class BufferedLinear:
 
     def rows(self, times: Times) -> Floats:
         """Sum of the first t squared coefficients of L; past `horizon` too where unbounded."""
-        checked = _checked(times, 2**62 if self.unbounded else self.horizon)
+        checked = checked_times(times, 2**62 if self.unbounded else self.horizon)
         rates, weights = blt_noise(np.array(self.poles), np.array(self.zeros))
         return _geometric(rates, weights, checked)
+
+    def mean_row(self) -> float:
+        """Mean of `rows` over 1 .. horizon, by geometric sums."""
+        rates, weights = blt_noise(np.array(self.poles), np.array(self.zeros))
+        total, n = 0.0, float(self.horizon)
+        for i, j in np.ndindex(len(rates), len(rates)):
+            p = float(rates[i] * rates[j])
+            mean = (n + 1) / 2 if p == 1 else (1 + p * math.expm1(n * math.log(p)) / ((1 - p) * n)) / (1 - p)
+            total += float(weights[i] * weights[j] * mean)
+        return total
 
 
 def square_root(length: int) -> Floats:

@@ -9,6 +9,7 @@ Pagh (2023), arXiv:2306.09666 (smooth); Andersson, Pagh, Steiner, Torkamani (202
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,7 +79,7 @@ class Plain:
 
     def rows(self, times: Times) -> Floats:
         """Squared row norms of L: t."""
-        return _checked(times, self.horizon).astype(np.float64)
+        return checked_times(times, self.horizon).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class BinaryTree:
 
     def rows(self, times: Times) -> Floats:
         """One-bits of t."""
-        return popcount(_checked(times, self.horizon)).astype(np.float64)
+        return popcount(checked_times(times, self.horizon)).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Honaker:
 
     def rows(self, times: Times) -> Floats:
         """Sum of v_i over the one-bits i of t."""
-        checked = _checked(times, self.horizon)
+        checked = checked_times(times, self.horizon)
         found = np.zeros(checked.shape)
         for level, variance in enumerate(node_variances(self.levels)):
             found += variance * (checked >> level & 1)
@@ -174,12 +175,12 @@ def node_variances(levels: int) -> Floats:
 
 @dataclass(frozen=True)
 class KaryTree:
-    """The k-ary tree with subtraction: prefixes by balanced digits of t, |digit| <= (k - 1) / 2, negative ones subtract.
+    """The k-ary tree with subtraction: prefixes by balanced digits of t, |digit| <= (k - 1) / 2; negative subtract.
 
     Attributes
     ----------
     arity
-        Odd k, at least 3. `best_arity` searches it: heights are integers, so the asymptotic best, 19, is not always best.
+        Odd k, at least 3. `best_arity` searches it: heights are integers, so 19, best in the limit, is not always best.
     """
 
     horizon: int
@@ -216,7 +217,7 @@ class KaryTree:
 
     def rows(self, times: Times) -> Floats:
         """Sum of the absolute balanced digits of t."""
-        rest = _checked(times, self.horizon).copy()
+        rest = checked_times(times, self.horizon).copy()
         found = np.zeros(rest.shape)
         half = (self.arity - 1) // 2
         while rest.any():
@@ -265,9 +266,10 @@ class SmoothTree:
 
     def rows(self, times: Times) -> Floats:
         """h/2 at every time."""
-        return np.full(_checked(times, self.horizon).shape, float(self.height // 2))
+        return np.full(checked_times(times, self.horizon).shape, float(self.height // 2))
 
 
+@functools.lru_cache(maxsize=256)
 def best_arity(horizon: int, *, largest: int = 101) -> int:
     """The odd arity with the smallest largest variance l1^2 rows(t) over t = 1 .. horizon; ties go to the smaller mean.
 
@@ -299,6 +301,9 @@ def mean_and_max_rows(design: Factorisation) -> tuple[float, float]:
         return (design.horizon + 1) / 2, float(design.horizon)
     if isinstance(design, SmoothTree):
         return float(design.height // 2), float(design.height // 2)
+    mean = getattr(design, "mean_row", None)
+    if mean is not None:  # rows of Toeplitz designs never fall
+        return mean(), float(design.rows(np.array([design.horizon]))[0])
     rows = design.rows(np.arange(1, design.horizon + 1))
     return float(rows.mean()), float(rows.max())
 
@@ -385,7 +390,8 @@ def check_horizon(horizon: int) -> None:
         raise ValueError(f"horizon must be an integer in [1, 2**40], got {horizon!r}.")
 
 
-def _checked(times: Times, horizon: int) -> Times:
+def checked_times(times: Times, horizon: int) -> Times:
+    """Times as int64; raises ValueError unless all are in [1, horizon]."""
     array = np.asarray(times)
     if array.dtype.kind not in "iu":
         raise TypeError(f"times must be integers, got {array.dtype}.")

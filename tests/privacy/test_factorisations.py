@@ -1,0 +1,273 @@
+"""Factorisations: each L C is the prefix-sum matrix, norms by brute force, and the published table of variances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.privacy.continual import toeplitz, trees
+from assay.privacy.continual.trees import BinaryTree, Honaker, KaryTree, Plain, SmoothTree, mean_and_max_rows
+
+
+def balanced(t: int, k: int) -> list[int]:
+    digits = []
+    while t:
+        digit = (t + k // 2) % k - k // 2
+        digits.append(digit)
+        t = (t - digit) // k
+    return digits
+
+
+def kary_matrices(horizon: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """C and L of the k-ary tree from the definition: nodes as sets of steps, prefixes as signed sums of nodes."""
+    levels = KaryTree(horizon, k).levels
+    nodes: dict[tuple[int, int], int] = {}
+    for level in range(levels):
+        for step in range(1, horizon + 1):
+            nodes.setdefault((level, (step - 1) // k**level), len(nodes))
+    wanted: list[list[tuple[tuple[int, int], int]]] = []
+    for t in range(1, horizon + 1):
+        row, at = [], 0
+        for level, digit in reversed(list(enumerate(balanced(t, k)))):
+            for _ in range(abs(digit)):
+                if digit > 0:
+                    row.append(((level, at // k**level), 1))
+                    at += k**level
+                else:
+                    at -= k**level
+                    row.append(((level, at // k**level), -1))
+        assert at == t
+        wanted.append(row)
+        for node, _ in row:
+            nodes.setdefault(node, len(nodes))
+    c, left = np.zeros((len(nodes), horizon)), np.zeros((horizon, len(nodes)))
+    for (level, index), place in nodes.items():
+        c[place, index * k**level : (index + 1) * k**level] = 1
+    for t, row in enumerate(wanted):
+        for node, sign in row:
+            left[t, nodes[node]] += sign
+    return c, left
+
+
+@pytest.mark.parametrize(("horizon", "k"), [(1, 3), (13, 3), (40, 3), (62, 5), (100, 7), (60, 13)])
+def test_kary_tree_by_its_matrices(horizon: int, k: int) -> None:
+    c, left = kary_matrices(horizon, k)
+    np.testing.assert_array_equal(left @ c, np.tri(horizon))
+    assert c.sum(axis=0).max() <= KaryTree(horizon, k).l1
+    np.testing.assert_array_equal((left**2).sum(axis=1), KaryTree(horizon, k).rows(np.arange(1, horizon + 1)))
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 7, 8, 9, 40])
+def test_honaker_by_least_squares(horizon: int) -> None:
+    """Averaging from below is the best unbiased use of the nodes inside each prefix's nodes: checked by lstsq."""
+    size = 2 ** (horizon - 1).bit_length()
+    levels = Honaker(horizon).levels
+    variances = trees.node_variances(levels)
+    for level in range(size.bit_length()):
+        # All nodes under one node: rows of its subtree's C over its leaves.
+        leaves = 2**level
+        rows = [np.repeat(np.eye(leaves // 2**j), 2**j, axis=1) for j in range(level + 1)]
+        c = np.concatenate(rows)
+        answer = np.ones(leaves) @ np.linalg.pinv(c)
+        assert float((answer**2).sum()) == pytest.approx(variances[level])
+    assert float(Honaker(horizon).rows(np.array([horizon]))[0]) == pytest.approx(
+        sum(variances[i] for i in range(levels) if horizon >> i & 1)
+    )
+
+
+@pytest.mark.parametrize("left_only", [True, False])
+@pytest.mark.parametrize("horizon", [1, 2, 3, 8, 9, 31, 32])
+def test_binary_tree_touches_no_more_nodes_than_it_says(horizon: int, left_only: bool) -> None:
+    used = set()
+    for t in range(1, horizon + 1):
+        at = 0
+        for level in reversed(range(t.bit_length())):
+            if t >> level & 1:
+                used.add((level, at >> level))
+                at += 1 << level
+    touched = max(sum((step - 1) >> level == index for level, index in used) for step in range(1, horizon + 1))
+    assert touched <= BinaryTree(horizon, left_only=left_only).l1
+    # The near-miss that leaves the level of the root out of the count spends more than it says.
+    assert touched > BinaryTree(horizon).l1 - 1 or horizon & (horizon + 1)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5, 19, 69, 70])
+def test_smooth_tree_leaves(horizon: int) -> None:
+    tree = SmoothTree(horizon)
+    h = tree.height
+    leaves = [leaf for leaf in range(2**h) if leaf.bit_count() == h // 2][: horizon + 1]
+    assert len(leaves) == horizon + 1
+    for t in range(1, horizon + 1):
+        covered: set[int] = set()
+        for level in range(h):
+            if leaves[t] >> level & 1:  # the left sibling at this level
+                first = (leaves[t] >> level + 1 << level + 1) & ~((1 << level) - 1)
+                covered |= set(range(first, first + 2**level))
+        assert [leaf for leaf in leaves if leaf in covered] == leaves[:t]
+    # A step's nodes: those of its left turns.
+    assert all(h - leaf.bit_count() == tree.l1 for leaf in leaves)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3000), st.sampled_from([3, 5, 7, 13, 19, 21, 101]))
+def test_means_and_maxima_without_the_loop(horizon: int, k: int) -> None:
+    times = np.arange(1, horizon + 1)
+    for design in (BinaryTree(horizon), Honaker(horizon), Plain(horizon), SmoothTree(horizon), KaryTree(horizon, k)):
+        rows = design.rows(times)
+        assert mean_and_max_rows(design) == pytest.approx((rows.mean(), rows.max()), rel=1e-9)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 50, 300])
+def test_toeplitz_filters_multiply_to_prefix_sums(horizon: int) -> None:
+    root = toeplitz.square_root(horizon)
+    np.testing.assert_allclose(np.convolve(root, root)[:horizon], 1.0, rtol=1e-12)
+    for bands in {1, min(7, horizon), horizon}:
+        banded = toeplitz.Banded(horizon, bands)
+        np.testing.assert_allclose(np.convolve(banded.noise_filter(), root[:bands])[:horizon], 1.0, rtol=1e-9)
+    for buffers in (1, 3):
+        blt = toeplitz.fit_blt(horizon, buffers)
+        poles, zeros = np.array(blt.poles), np.array(blt.zeros)
+        k = np.arange(horizon)
+        c = np.concatenate([[1.0], (toeplitz.blt_weights(poles, zeros)[:, None] * poles[:, None] ** k).sum(axis=0)])
+        rates, weights = toeplitz.blt_noise(poles, zeros)
+        filter_l = (weights[:, None] * rates[:, None] ** k).sum(axis=0)
+        np.testing.assert_allclose(np.convolve(c[:horizon], filter_l)[:horizon], 1.0, rtol=1e-9)
+        assert blt.l2_squared == pytest.approx(float((c[:horizon] ** 2).sum()), rel=1e-12)
+        np.testing.assert_allclose(blt.rows(k + 1), np.cumsum(filter_l**2), rtol=1e-9)
+        assert blt.mean_row() == pytest.approx(np.cumsum(filter_l**2).mean(), rel=1e-8)
+
+
+def test_an_endless_blt_uses_the_endless_norm() -> None:
+    endless = toeplitz.fit_blt(1000, 3, unbounded=True)
+    finite = toeplitz.BufferedLinear(1000, endless.poles, endless.zeros)
+    longer = toeplitz.BufferedLinear(10**7, endless.poles, endless.zeros)
+    assert finite.l2_squared < longer.l2_squared <= endless.l2_squared
+    assert longer.l2_squared == pytest.approx(endless.l2_squared, rel=1e-6)
+    assert finite.l2_squared < endless.l2_squared * 0.999  # the finite norm would claim too little noise
+
+
+# Section "counting" of the published comparison: mean and largest variance of a release, pure at epsilon 1, zCDP at
+# rho 1/2. Closed forms, computed here from C and L alone.
+EXACT = {
+    2**10: {
+        "plain": (1025, 2048),
+        "pure tree": (1210.236328125, 2420),
+        "pure Honaker": (702.2641771, 1404.2918910),
+        "pure k=19": (199.4765625, 378),
+        "pure best k": (170.5078125, 324),
+        "tree": (55.0107421875, 110),
+        "left": (50.0488758553, 100),
+        "smooth": (49, 49),
+        "Honaker": (31.9210989653, 63.8314504954),
+        "sqrt": (9.6707932653, 10.7096106665),
+        "nuclear": (8.4656813094, 8.4656813094),
+    },
+    2**16: {
+        "plain": (65537, 131072),
+        "pure tree": (4624.0088195801, 9248),
+        "pure Honaker": (2544.1696544, 5088.3304892),
+        "pure k=19": (950.1373291016, 1850),
+        "pure best k": (614.6240234375, 1184),
+        "tree": (136.0002593994, 272),
+        "left": (128.0019531548, 256),
+        "smooth": (100, 100),
+        "Honaker": (74.8285192, 149.6567797),
+        "sqrt": (19.6642921964, 21.1272996743),
+        "nuclear": (17.9106494011, 17.9106494011),
+    },
+}
+PRINTED = {
+    1024: "1025 2048 1210 2420 702.3 1404 199.5 378 170.5 324 55.0 110 50.0 100 49 49 31.9 63.8 9.671 10.710 8.466 "
+    "8.466",
+    65536: "65537 131072 4624 9248 2544 5088 950.1 1850 614.6 1184 136.0 272 128.0 256 100 100 74.8 149.7 19.66 21.13 "
+    "17.91 17.91",
+}
+
+
+def closed_forms(horizon: int) -> dict[str, tuple[float, float]]:
+    def pure(design: trees.Factorisation) -> tuple[float, float]:
+        mean, worst = mean_and_max_rows(design)
+        assert design.l1 is not None
+        return 2 * design.l1**2 * mean, 2 * design.l1**2 * worst
+
+    def zcdp(design: trees.Factorisation) -> tuple[float, float]:
+        mean, worst = mean_and_max_rows(design)
+        return design.l2_squared * mean, design.l2_squared * worst
+
+    tree = BinaryTree(horizon, left_only=False)
+    bound = toeplitz.nuclear_bound(horizon)
+    return {
+        "plain": pure(Plain(horizon)),
+        "pure tree": pure(tree),
+        "pure Honaker": pure(Honaker(horizon)),
+        "pure k=19": pure(KaryTree(horizon, 19)),
+        "pure best k": pure(KaryTree(horizon, trees.best_arity(horizon))),
+        "tree": zcdp(tree),
+        "left": zcdp(BinaryTree(horizon - 1)),
+        "smooth": zcdp(SmoothTree(horizon)),
+        "Honaker": zcdp(Honaker(horizon)),
+        "sqrt": zcdp(toeplitz.SquareRoot(horizon)),
+        "nuclear": (bound, bound),
+    }
+
+
+@pytest.mark.parametrize("horizon", [2**10, 2**16])
+def test_the_table_of_variances(horizon: int) -> None:
+    found = closed_forms(horizon)
+    for name, exact in EXACT[horizon].items():
+        assert found[name] == pytest.approx(exact, rel=1e-6), name
+    printed = [float(word) for word in PRINTED[horizon].split()]
+    digits = [len(word.partition(".")[2]) for word in PRINTED[horizon].split()]
+    values = [value for pair in found.values() for value in pair]
+    for value, shown, places in zip(values, printed, digits, strict=True):
+        assert abs(value - shown) <= 0.5 * 10.0**-places + 1e-9, (value, shown)
+
+
+def test_best_arities() -> None:
+    assert (trees.best_arity(2**10), trees.best_arity(2**16)) == (13, 21)
+    # The searched one is never worse than the one that is best in the limit.
+    for power in range(3, 24):
+        best, limit = KaryTree(2**power, trees.best_arity(2**power)), KaryTree(2**power, 19)
+        assert best.l1**2 * mean_and_max_rows(best)[1] <= limit.l1**2 * mean_and_max_rows(limit)[1]
+
+
+def test_blt_comes_close_to_the_square_root() -> None:
+    reference = {2**10: [14.94, 11.09, 10.74], 2**16: [57.9, 25.8, 22.06]}
+    for horizon, values in reference.items():
+        for buffers, value in zip((1, 2, 3), values, strict=True):
+            blt = toeplitz.fit_blt(horizon, buffers)
+            assert blt.l2_squared * blt.rows(np.array([horizon]))[0] <= value * 1.002
+    blt = toeplitz.fit_blt(2**16, 5)
+    root = toeplitz.SquareRoot(2**16)
+    largest = blt.l2_squared * blt.rows(np.array([2**16]))[0]
+    assert largest <= 1.005 * root.l2_squared**2
+    assert largest >= toeplitz.nuclear_bound(2**16)
+
+
+def test_the_nuclear_bound_by_svd() -> None:
+    singular = np.linalg.svd(np.tri(60), compute_uv=False)
+    assert toeplitz.nuclear_bound(60) == pytest.approx((singular.sum() / 60) ** 2)
+    assert toeplitz.nuclear_bound(1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BinaryTree(0), "horizon must be"),
+        (lambda: Plain(True), "horizon must be"),
+        (lambda: Honaker(2**41), "horizon must be"),
+        (lambda: KaryTree(10, 4), "arity must be"),
+        (lambda: toeplitz.SquareRoot(2**30), "at most 2"),
+        (lambda: toeplitz.Banded(10, 11), "bands must be"),
+        (lambda: toeplitz.BufferedLinear(10, (0.5,), (0.6,)), "interlaced"),
+        (lambda: toeplitz.BufferedLinear(10, (), ()), "as many"),
+        (lambda: toeplitz.fit_blt(10, 11), "buffers must be"),
+        (lambda: SmoothTree(5).rows(np.array([6])), "times must be"),
+        (lambda: Plain(5).rows(np.array([0])), "times must be"),
+    ],
+)
+def test_bad_arguments_are_named(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
