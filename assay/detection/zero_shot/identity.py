@@ -216,9 +216,8 @@ def in_words(rule: Decoding) -> str:
 
 def vocabulary(scorer: ModelScorer) -> int:
     """Number of candidates of the model's law."""
-    model = scorer.model
-    layer = model.get_output_embeddings() or model.get_input_embeddings()
-    return int(layer.weight.shape[0])
+    layer = scorer.model.get_output_embeddings()
+    return int((scorer.model.get_input_embeddings() if layer is None else layer).weight.shape[0])
 
 
 def readable(document: Document) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from assay.kernels.scoring.decoding import Decoding
 
-LENGTH, BATCH = 60, 100
+LENGTH, BATCH = 60, 50
 
 
 def generate(model: Any, count: int, rule: Decoding, *, seed: int, length: int = LENGTH) -> np.ndarray:

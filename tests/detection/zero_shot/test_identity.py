@@ -39,10 +39,9 @@ def check_size(results: list[TestResult]) -> None:
         assert high <= stats.binom.ppf(1 - 1e-6, len(results), 1 / threshold), threshold
 
 
-@pytest.mark.parametrize("name", ["T = 0.7", "top-k 50"])
-def test_size_and_the_trap_in_short(name: str, bundled: Any, own_texts: Texts) -> None:
-    texts = list(own_texts(100, RULES[name]))
-    check_size(identity_tests(texts, bundled, decoding=RULES[name]))
+def test_size_and_the_trap_in_short(bundled: Any, own_texts: Texts) -> None:
+    texts = list(own_texts(50, RULES["T = 0.7"]))
+    check_size(identity_tests(texts, bundled, decoding=RULES["T = 0.7"]))
     # The near-miss, which is what the published test assumes: plain sampling at temperature 1. The same check fails.
     with pytest.raises(AssertionError):
         check_size(identity_tests(texts, bundled))
@@ -124,7 +123,7 @@ def test_burn_in_stands_in_for_an_unknown_prompt(bundled: Any) -> None:
     model = bundled.model
     kept, model.generation_config = model.generation_config, GenerationConfig()
     torch.manual_seed(5)
-    inputs = torch.tensor([[model.config.bos_token_id, *prompt]] * 120)
+    inputs = torch.tensor([[model.config.bos_token_id, *prompt]] * 60)
     config = GenerationConfig(do_sample=True, max_new_tokens=40, top_k=0, temperature=0.7, pad_token_id=0)
     try:
         made = model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
@@ -138,7 +137,7 @@ def test_burn_in_stands_in_for_an_unknown_prompt(bundled: Any) -> None:
     later = identity_tests(texts, bundled, decoding=rule, burn_in=10)
     assert later[0].n_scored == 30
     assert any("first 10 tokens" in sentence for sentence in later[0].assumptions)
-    assert rejected(unknown, 0.05) > stats.binom.ppf(1 - 1e-6, 120, 0.05)
+    assert rejected(unknown, 0.05) > stats.binom.ppf(1 - 1e-6, 60, 0.05)
     assert rejected(later, 0.05) < rejected(unknown, 0.05) / 2
 
 
