@@ -107,7 +107,9 @@ def score(y: np.ndarray, ends: np.ndarray) -> tuple[float, float, float]:
 def show(name: str, rows: list[tuple[float, float, float]], n: int, milliseconds: float) -> None:
     table = np.array(rows)
     mean = table.mean(axis=0)
-    spread = f" (sd {table[:, 2].std(ddof=1):8.4f}, {len(rows)} seeds)" if len(rows) > 1 else ""
+    spread = ""
+    if len(rows) > 1 and np.isfinite(table).all():
+        spread = f" (sd {table[:, 2].std(ddof=1):.4f}, {len(rows)} seeds)"
     error = math.sqrt(max(mean[0] * (1 - mean[0]), 1e-12) / n)
     print(
         f"  {name:<26}{mean[0]:7.4f} ({error:.3f}){mean[1]:10.4f}{mean[2]:10.4f}{milliseconds:9.2f}{spread}", flush=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 # Loaded on first use: the room is light until something is taken from it.
 _HOME = {
@@ -37,6 +38,38 @@ _HOME = {
     "share_interval": "fdr",
     "storey": "fdr",
 }
+
+if TYPE_CHECKING:  # for type checkers and the reference, which do not run __getattr__
+    from assay.conformal._sequence import ShortCalibrationWarning as ShortCalibrationWarning
+    from assay.conformal.aci import ACI as ACI
+    from assay.conformal.aci import DtACI as DtACI
+    from assay.conformal.calibration import Calibration as Calibration
+    from assay.conformal.conditional import false_positive_bound as false_positive_bound
+    from assay.conformal.drift import DriftGuard as DriftGuard
+    from assay.conformal.enbpi import EnbPI as EnbPI
+    from assay.conformal.fdr import e_bh as e_bh
+    from assay.conformal.fdr import share_interval as share_interval
+    from assay.conformal.fdr import storey as storey
+    from assay.conformal.hmm import HMMSets as HMMSets
+    from assay.conformal.human import calibrate as calibrate
+    from assay.conformal.human import human_tests as human_tests
+    from assay.conformal.markov import MarkovSets as MarkovSets
+    from assay.conformal.markov import StateSets as StateSets
+    from assay.conformal.mixed_documents import SentenceLabeller as SentenceLabeller
+    from assay.conformal.mixed_documents import SentenceLabels as SentenceLabels
+    from assay.conformal.mixed_documents import label_sentences as label_sentences
+    from assay.conformal.mixed_documents import score_bins as score_bins
+    from assay.conformal.monitor import MissMartingale as MissMartingale
+    from assay.conformal.monitor import MonitorResult as MonitorResult
+    from assay.conformal.monitor import ScoreMonitor as ScoreMonitor
+    from assay.conformal.monitor import monitor_scores as monitor_scores
+    from assay.conformal.online_fdr import ELond as ELond
+    from assay.conformal.online_fdr import Lord as Lord
+    from assay.conformal.online_fdr import Saffron as Saffron
+    from assay.conformal.p_values import ConformalPValues as ConformalPValues
+    from assay.conformal.pid import ConformalPID as ConformalPID
+    from assay.conformal.spci import SPCI as SPCI
+    from assay.conformal.split import SplitConformal as SplitConformal
 
 __all__ = list(_HOME)
 
