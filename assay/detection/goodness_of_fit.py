@@ -49,7 +49,7 @@ def log_crossing_probability(log_bounds: npt.ArrayLike) -> float:
 
     Notes
     -----
-    O(n^2): 0.3 s for n = 5,000. Split by the last i with U_(i) <= b_i: exactly i points then lie below b_i, and the
+    O(n^2): 0.2 s for n = 5,000. Split by the last i with U_(i) <= b_i: exactly i points then lie below b_i, and the
     others never cross again. Their chance g_i obeys g_i = 1 - sum_{k > i} P(k - i of the n - i later points lie in
     (b_i, b_k]) g_k. The probability wanted, sum_i P(i points below b_i) g_i, adds positive terms only.
     """
