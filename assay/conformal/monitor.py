@@ -148,8 +148,8 @@ class ScoreMonitor:
     Notes
     -----
     Forecasts and forest are learnt from the reference and then stay as they are; only the last scores, from which the
-    next interval follows, move on. The longer the reference, the nearer the miss rate to alpha: give at least 200 scores,
-    better 400.
+    next interval follows, move on. The longer the reference, the nearer the miss rate to alpha: give at least 200
+    scores, better 400.
     """
 
     def __init__(
