@@ -14,6 +14,7 @@ from assay._cli_keys import keys_app
 from assay._cli_monitor import monitor
 from assay._cli_plan import plan
 from assay._cli_report import report, verify
+from assay._cli_serve import api_keys_app, serve
 
 app = typer.Typer(
     help="Tests where text came from, and says how sure it is.",
@@ -28,7 +29,9 @@ app.command()(plan)
 app.command()(monitor)
 app.command()(report)
 app.command()(verify)
+app.command()(serve)
 app.add_typer(keys_app, name="keys")
+app.add_typer(api_keys_app, name="api-keys")
 
 
 def _version(value: bool) -> None:

@@ -48,13 +48,13 @@ class State:
     tokenizer: LoadedTokenizer
 
 
-def create_app(settings: Settings, *, master: MasterKey | None = None) -> FastAPI:
-    """The service as an ASGI application; the database is brought up to date first.
+def open_state(settings: Settings, *, master: MasterKey | None = None) -> State:
+    """Database, keys and limits; the database is brought up to date first.
 
     Parameters
     ----------
     settings
-        How it runs.
+        How the service runs.
     master
         Opens the stored keys; None takes ASSAY_MASTER_KEY, else the file `master.key` in the data folder, which is made
         if it is missing.
@@ -72,7 +72,7 @@ def create_app(settings: Settings, *, master: MasterKey | None = None) -> FastAP
     engine = open_engine(settings.url)
     upgrade(engine)
     made = sessions(engine)
-    state = State(
+    return State(
         settings=settings,
         engine=engine,
         sessions=made,
@@ -83,10 +83,24 @@ def create_app(settings: Settings, *, master: MasterKey | None = None) -> FastAP
         tokenizer=load_tokenizer(settings.model),
     )
 
+
+def create_app(settings: Settings | None = None, *, master: MasterKey | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    Parameters
+    ----------
+    settings
+        How it runs; None takes them from the environment, as a server process of `assay serve` does.
+    master
+        See `open_state`.
+    """
+    settings = settings or Settings.from_environment()
+    state = open_state(settings, master=master)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        engine.dispose()
+        state.engine.dispose()
 
     app = FastAPI(
         title="Assay",

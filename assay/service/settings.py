@@ -22,6 +22,8 @@ class Settings:
         The model of completions: a folder, a hub id, "default" for the bundled one, or None for none.
     max_body_bytes
         Larger request bodies are refused with 413.
+    max_upload_bytes
+        Largest corpus of a job.
     max_text_characters
         Longest text of one detection.
     max_batch
@@ -41,6 +43,7 @@ class Settings:
     database_url: str | None = None
     model: str | None = "default"
     max_body_bytes: int = 8 * 2**20
+    max_upload_bytes: int = 2**30
     max_text_characters: int = 1_000_000
     max_batch: int = 256
     requests_per_second: float = 1000.0
@@ -50,7 +53,7 @@ class Settings:
     job_workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_text_characters", "max_batch", "burst", "detections_per_key_per_day"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("requests_per_second", "lease_seconds"):
@@ -90,10 +93,17 @@ class Settings:
         return f"Settings({', '.join(f'{k}={v!r}' for k, v in shown.items())}, database={kind!r})"
 
 
-_INTEGERS = ("max_body_bytes", "max_text_characters", "max_batch", "burst", "detections_per_key_per_day", "job_workers")
+_POSITIVE = (
+    "max_body_bytes",
+    "max_upload_bytes",
+    "max_text_characters",
+    "max_batch",
+    "burst",
+    "detections_per_key_per_day",
+)
 _KINDS: dict[str, Any] = {
     "data": Path,
     "requests_per_second": float,
     "lease_seconds": float,
-    **dict.fromkeys(_INTEGERS, int),
+    **dict.fromkeys((*_POSITIVE, "job_workers"), int),
 }

@@ -1,0 +1,209 @@
+"""/v1/jobs: upload a corpus, watch its run, cancel it, read its results."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from assay.service import audit, jobs
+from assay.service.access import Detects, Shared
+from assay.service.app import State
+from assay.service.auth import Caller
+from assay.service.database import Job
+from assay.service.errors import responses
+from assay.service.limits import rounded
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(404, 409))
+
+JobId = Annotated[str, InPath(pattern=r"^job-[0-9a-f]{24}$")]
+_NAME = Query(min_length=1, max_length=64)
+
+
+class JobView(BaseModel):
+    """A job. `state` is queued, running, finished, failed or cancelled; the last three are final."""
+
+    id: str
+    state: str
+    created: datetime
+    updated: datetime
+    keys: list[str]
+    fdr: float
+    progress: dict[str, int]
+    error: str | None
+
+    @classmethod
+    def of(cls, job: Job) -> JobView:
+        """From the row."""
+        return cls(
+            id=job.id,
+            state=job.state,
+            created=job.created,
+            updated=job.updated,
+            keys=job.options["keys"],
+            fdr=job.options["fdr"],
+            progress=job.progress,
+            error=job.error,
+        )
+
+
+class JobViews(BaseModel):
+    """The tenant's newest jobs."""
+
+    jobs: list[JobView]
+
+
+@router.post(
+    "",
+    status_code=202,
+    openapi_extra={"requestBody": {"required": True, "content": {"application/x-ndjson": {}}}},
+)
+async def submit(
+    shared: Shared,
+    caller: Detects,
+    request: Request,
+    response: Response,
+    keys: Annotated[list[str] | None, Query(max_length=64)] = None,
+    fdr: Annotated[float, Query(gt=0, lt=1)] = 0.01,
+    id_column: Annotated[str | None, _NAME] = None,
+    source_column: Annotated[str | None, _NAME] = None,
+    shard_rows: Annotated[int, Query(ge=1, le=1_000_000)] = 2000,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> JobView:
+    """Upload a corpus of JSON lines with the field `text` and test every line.
+
+    The same `Idempotency-Key` with the same request gives the same job again, whatever happened to the first answer.
+    """
+    ids = await run_in_threadpool(_key_ids, shared, caller, keys)
+    options = {
+        "keys": ids,
+        "fdr": fdr,
+        "id_column": id_column,
+        "source_column": source_column,
+        "shard_rows": shard_rows,
+    }
+    job_id = jobs.new_id()
+    folder = shared.settings.data / "jobs" / job_id
+    try:
+        digest = await _store(request, jobs.JobFolders(shared.settings.data).corpus(job_id), shared.settings)
+        request_sha256 = hashlib.sha256(orjson.dumps([options, digest], option=orjson.OPT_SORT_KEYS)).hexdigest()
+        job, fresh = await run_in_threadpool(
+            jobs.submit,
+            shared.sessions,
+            caller,
+            job_id,
+            options=options,
+            request_sha256=request_sha256,
+            idempotency_key=idempotency_key,
+        )
+    except ValueError as error:
+        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+        raise HTTPException(409, str(error)) from None
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if fresh:
+        await run_in_threadpool(audit.record, shared.sessions, caller, "jobs.submit", job.id, keys=len(ids))
+    else:
+        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+        response.status_code = 200
+    return JobView.of(job)
+
+
+@router.get("")
+def list_jobs(shared: Shared, caller: Detects) -> JobViews:
+    """The newest hundred jobs."""
+    return JobViews(jobs=[JobView.of(job) for job in jobs.listed(shared.sessions, caller.tenant)])
+
+
+@router.get("/{id}")
+def status(shared: Shared, caller: Detects, id: JobId) -> JobView:
+    """How a job stands."""
+    return JobView.of(_job(shared, caller, id))
+
+
+@router.post("/{id}/cancel")
+def cancel(shared: Shared, caller: Detects, id: JobId) -> JobView:
+    """Cancel a job; one that has ended stays as it is."""
+    job = jobs.cancel(shared.sessions, caller.tenant, id)
+    if job is None:
+        raise HTTPException(404, f"there is no job {id!r}.")
+    audit.record(shared.sessions, caller, "jobs.cancel", id)
+    return JobView.of(job)
+
+
+@router.get("/{id}/results", response_class=StreamingResponse)
+def results(shared: Shared, caller: Detects, id: JobId) -> StreamingResponse:
+    """One JSON line per document of a finished job, in the order of the corpus; evidence as in /v1/detect."""
+    job = _job(shared, caller, id)
+    if job.state != jobs.FINISHED:
+        raise HTTPException(
+            409, f"job {id!r} is {job.state}: it has no results{'' if job.state in jobs.TERMINAL else ' yet'}."
+        )
+    path = jobs.JobFolders(shared.settings.data).run(id) / "results.parquet"
+    return StreamingResponse(_rows(path, caller), media_type="application/x-ndjson")
+
+
+def _rows(path: Path, caller: Caller) -> Iterator[bytes]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=4096):
+            lines = []
+            for row in batch.to_pylist():
+                for name, up in (("log_pvalue", True), ("log_qvalue", True), ("log_evalue", False)):
+                    row[name] = rounded(row[name], caller, up=up)
+                if not caller.may("keys"):
+                    row["pvalue"], row["qvalue"] = math.exp(row["log_pvalue"]), math.exp(row["log_qvalue"])
+                    del row["statistic"]
+                lines.append(orjson.dumps(row))
+            yield b"\n".join(lines) + b"\n" if lines else b""
+
+
+async def _store(request: Request, path: Path, settings: Any) -> str:
+    """The body into a file, on the disk when this returns; its SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    path.parent.mkdir(mode=0o700, parents=True)
+    with path.open("wb") as file:
+        try:
+            async for piece in request.stream():
+                size += len(piece)
+                if size > settings.max_upload_bytes:
+                    raise HTTPException(413, f"the corpus must be at most {settings.max_upload_bytes} bytes.")
+                digest.update(piece)
+                await asyncio.to_thread(file.write, piece)
+        except ClientDisconnect:
+            raise HTTPException(400, "the upload broke off.") from None
+        if size == 0:
+            raise HTTPException(422, "the corpus is empty: send JSON lines as the body.")
+        file.flush()
+        await asyncio.to_thread(os.fsync, file.fileno())
+    return digest.hexdigest()
+
+
+def _key_ids(shared: State, caller: Caller, ids: list[str] | None) -> list[str]:
+    found = shared.keys.for_detection(caller.tenant) if not ids else [shared.keys.key(caller.tenant, id) for id in ids]
+    if not found:
+        raise HTTPException(404, "there is no key to look for: make one with POST /v1/keys.")
+    return sorted({key.id for key in found})
+
+
+def _job(shared: State, caller: Caller, id: str) -> Job:
+    job = jobs.find(shared.sessions, caller.tenant, id)
+    if job is None:
+        raise HTTPException(404, f"there is no job {id!r}.")
+    return job
