@@ -47,9 +47,8 @@ def sample(model: Any, n: int, repeats: int, rng: np.random.Generator) -> tuple[
 def test_one_step_coverage(model: Any, length: int, alpha: float, anchor: Any) -> None:
     """20,000 sequences each: the standard error is 0.0028 at 0.8 (0.0021 at 0.9), the band 4.5 of them.
 
-    A false alarm in 150,000 for each of 12 cases. Near-miss: the published script covers 0.866 and 0.746 in the first
-    and the fourth of these settings, 23 and 19 standard errors off; here, keeping a candidate whose p-value is merely
-    at least alpha on the conservative side is off by more than that.
+    A false alarm in 150,000 for each of 12 cases. Near-miss: ties counted fully, the conservative p-value, must fall
+    outside the band; so would the published script, which covers 0.866 and 0.746 in the first and fourth setting.
     """
     repeats, n = 20_000, len(model[0])
     rng = np.random.default_rng(61)
