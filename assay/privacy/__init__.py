@@ -6,35 +6,81 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from assay.privacy.accounting import Cost, Odometer
+    from assay.privacy.budget import Budget, Quote
+    from assay.privacy.continual import (
+        Counter,
+        EndlessCounter,
+        Plan,
+        Selection,
+        SlidingWindow,
+        plan_counter,
+        plan_endless,
+        plan_selection,
+    )
     from assay.privacy.errors import BudgetError, LedgerError, SeededNoiseError
-    from assay.privacy.noise import NoiseSource, SeededNoise, gaussian_variance, laplace_scale, noise_source
+    from assay.privacy.holdout import Holdout, dkw_band
+    from assay.privacy.ledger import Ledger, Receipt
+    from assay.privacy.noise import (
+        NoiseSource,
+        SeededNoise,
+        gaussian_variance,
+        laplace_scale,
+        noise_source,
+        refuse_seeded,
+    )
     from assay.privacy.quantise import Grid, quantise
 
-# Name -> module: nothing is loaded until it is used.
-_HOME = {
-    "BudgetError": "errors",
-    "LedgerError": "errors",
-    "SeededNoiseError": "errors",
-    "NoiseSource": "noise",
-    "SeededNoise": "noise",
-    "gaussian_variance": "noise",
-    "laplace_scale": "noise",
-    "noise_source": "noise",
-    "Grid": "quantise",
-    "quantise": "quantise",
+# Module -> names: nothing is loaded until it is used.
+_NAMES = {
+    "accounting": ("Cost", "Odometer"),
+    "budget": ("Budget", "Quote"),
+    "continual": (
+        "Counter",
+        "EndlessCounter",
+        "Plan",
+        "Selection",
+        "SlidingWindow",
+        "plan_counter",
+        "plan_endless",
+        "plan_selection",
+    ),
+    "errors": ("BudgetError", "LedgerError", "SeededNoiseError"),
+    "holdout": ("Holdout", "dkw_band"),
+    "ledger": ("Ledger", "Receipt"),
+    "noise": ("NoiseSource", "SeededNoise", "gaussian_variance", "laplace_scale", "noise_source", "refuse_seeded"),
+    "quantise": ("Grid", "quantise"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "Budget",
     "BudgetError",
+    "Cost",
+    "Counter",
+    "EndlessCounter",
     "Grid",
+    "Holdout",
+    "Ledger",
     "LedgerError",
     "NoiseSource",
+    "Odometer",
+    "Plan",
+    "Quote",
+    "Receipt",
     "SeededNoise",
     "SeededNoiseError",
+    "Selection",
+    "SlidingWindow",
+    "dkw_band",
     "gaussian_variance",
     "laplace_scale",
     "noise_source",
+    "plan_counter",
+    "plan_endless",
+    "plan_selection",
     "quantise",
+    "refuse_seeded",
 ]
 
 

@@ -168,8 +168,8 @@ class Holdout:
         if question == "threshold":
             width = dkw_band(n, beta=beta).half_width
             return (
-                f"Use dkw_band: all thresholds at once hold within {width:.3g} at n = {n} with probability {1 - beta:g}, "
-                "as often as you like, without a budget."
+                f"Use dkw_band: all thresholds at once hold within {width:.3g} at n = {n} with probability "
+                f"{1 - beta:g}, as often as you like, without a budget."
             )
         if question != "detector":
             raise ValueError(f"question must be 'threshold' or 'detector', got {question!r}.")
