@@ -161,7 +161,7 @@ def lengths(longest: int, step: float) -> list[int]:
     return grid
 
 
-def edited(text: np.ndarray, rate: float, vocabulary: int, seed: int) -> np.ndarray:
+def edited(text: np.ndarray, rate: float, vocabulary: int, *seed: int) -> np.ndarray:
     return edit(text, "substitute", rate, vocabulary, np.random.default_rng(seed)).astype(np.int64)
 
 
@@ -226,7 +226,7 @@ def token_wise(source: Source, config: SchemeConfig, tests: Any, rows: dict[tupl
         for row, text in enumerate(source.sample(prompt, choose)):
             for rate in EDIT_RATES[: 1 if row >= edited_texts else None]:
                 grid = lengths(source.length, 1.3 if rate else 1.08)
-                changed = edited(text, rate, vocabulary, row)
+                changed = edited(text, rate, vocabulary, number, row)
                 laws = source.laws(changed, prompt)
                 for test, found in run_tests(tests, config, keys[row], prompt, changed, laws, grid).items():
                     same_law = getattr(config, "distortion_free", True)
@@ -243,7 +243,7 @@ def sequences(source: Source, rows: dict[tuple[str, str], Row]) -> None:
         for row, text in enumerate(source.sample(prompt, SequenceDecoder(use_key(key), nonces, config))):
             points = reals(use_key(key), nonce_words(nonces[row]), np.arange(source.length + 1))
             for rate in EDIT_RATES[: 1 if row >= EDITED_TEXTS else None]:
-                changed = edited(text, rate, source.model.config.vocab_size, row)
+                changed = edited(text, rate, source.model.config.vocab_size, number, row)
                 laws = source.laws(changed, prompt)
                 found = sequence_tests.evidence(changed, [(0, laws)], points, config, tolerance=1e-4)
                 best = -np.maximum.accumulate(np.maximum(found.log_martingale, 0.0))
@@ -385,7 +385,7 @@ def main() -> None:
         earlier = json.loads(Path(path).read_text(encoding="utf-8"))
         for part in ("runs", "ratios", "rows"):
             content[part] += [one for one in earlier[part] if one not in content[part]]
-    Path(f"{arguments.out}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    Path(f"{arguments.out}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     text = report(content)
     Path(f"{arguments.out}.md").write_text(text, encoding="utf-8")
     print(text)
