@@ -139,7 +139,7 @@ def known_schemes() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
-def sampler_of(config: SchemeConfig, prf_key: Words, unmarked: Words) -> Sampler:
+def sampler_of(config: SchemeConfig, prf_key: Words, unmarked: Words, *, payload: int | None = None) -> Sampler:
     """How a scheme draws the next tokens under one key.
 
     Parameters
@@ -150,14 +150,21 @@ def sampler_of(config: SchemeConfig, prf_key: Words, unmarked: Words) -> Sampler
         uint32, shape (8,), from `keys.use_key`: keys the mark.
     unmarked
         uint32, shape (8,), from `gumbel.unmarked_key`: keys all randomness that is not the mark.
+    payload
+        What the text is to carry, for schemes with a payload, which carry 0 by default; None for all others.
 
     Raises
     ------
     ValueError
-        If the scheme does not draw token by token.
+        If the scheme does not draw token by token, carries no payload, or not so large a one.
     """
     build = getattr(import_module(type(config).__module__), "sampler", None)
     if build is None:
         raise ValueError(f"scheme {config.tag!r} does not draw token by token; see its own page for how to generate.")
-    built: Sampler = build(prf_key, config, unmarked)
+    if payload is None:
+        built: Sampler = build(prf_key, config, unmarked)
+    elif not hasattr(config, "bits"):
+        raise ValueError(f"payload must be None for scheme {config.tag!r}, which carries none; use 'payload-gumbel'.")
+    else:
+        built = build(prf_key, config, unmarked, payload)
     return built

@@ -11,8 +11,10 @@ from assay.watermark.keys import SecretKey, use_key
 from assay.watermark.schemes import Sampler, sampler_of
 
 
-def embedding_sampler(key: SecretKey, seed: bytes) -> Sampler:
+def embedding_sampler(key: SecretKey, seed: bytes, payload: int | None = None) -> Sampler:
     """How an active key draws tokens; the seed keys all randomness that is not the mark.
+
+    `payload` is what the text is to carry, None for schemes that carry none.
 
     Raises
     ------
@@ -21,7 +23,7 @@ def embedding_sampler(key: SecretKey, seed: bytes) -> Sampler:
     RevokedKeyError
         If it is retired or revoked.
     ValueError
-        If it is for signing or for a scheme that does not draw token by token.
+        If it is for signing or for a scheme that does not draw token by token, or the payload does not fit.
     """
     if not isinstance(key, SecretKey):
         raise TypeError(f"key must be a SecretKey, got {type(key).__name__}. Take one from a Keyring by its id.")
@@ -29,7 +31,7 @@ def embedding_sampler(key: SecretKey, seed: bytes) -> Sampler:
         raise RevokedKeyError(
             f"key {key.id!r} is {key.state}: it may not embed. Use an active key, or make one with `assay keys rotate`."
         )
-    return sampler_of(key.config, use_key(key), unmarked_key(seed))
+    return sampler_of(key.config, use_key(key), unmarked_key(seed), payload=payload)
 
 
 def completion_only(key: SecretKey) -> bool:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from assay._errors import GenerationError, MissingDependencyError, RevokedKeyError
+from assay._errors import GenerationError, MissingDependencyError
 from assay.kernels import race
-from assay.watermark.gumbel import unmarked_key
-from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import Sampler, sampler_of
+from assay.watermark.adapters._embedding import completion_only, embedding_sampler
+from assay.watermark.keys import SecretKey
+from assay.watermark.schemes import Sampler
 
 try:
     import torch
@@ -33,7 +33,7 @@ except ImportError as error:
 
 
 def for_transformers(
-    key: SecretKey, *, pad_token_id: int | None = None, seed: int | None = None
+    key: SecretKey, *, pad_token_id: int | None = None, seed: int | None = None, payload: int | None = None
 ) -> BaseWatermarkingConfig:
     """The watermark as an argument of `model.generate(..., do_sample=True, watermarking_config=...)`.
 
@@ -52,6 +52,9 @@ def for_transformers(
     seed
         Any integer: keys the unmarked draws. Default: drawn from torch's global generator at each call, so that
         `torch.manual_seed` makes the whole text reproducible.
+    payload
+        An integer that the text will carry, below 2**bits of the key's settings, for scheme "payload-gumbel"; None for
+        all others.
 
     Returns
     -------
@@ -80,47 +83,46 @@ def for_transformers(
     >>> mark = for_transformers(SecretKey.generate())
     >>> model.generate(**inputs, do_sample=True, max_new_tokens=200, watermarking_config=mark)  # doctest: +SKIP
     """
-    if not isinstance(key, SecretKey):
-        raise TypeError(f"key must be a SecretKey, got {type(key).__name__}. Take one from a Keyring by its id.")
-    sampler_of(key.config, use_key(key), unmarked_key(b""))  # refuses a key that cannot mark, before any text is made
-    if key.state != "active":
-        raise RevokedKeyError(
-            f"key {key.id!r} is {key.state}: it may not embed. Use an active key, or make one with `assay keys rotate`."
-        )
+    embedding_sampler(key, b"", payload)  # refuses a key that cannot mark, before any text is made
     for name, value, low in (("pad_token_id", pad_token_id, 0), ("seed", seed, None)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"{name} must be an integer or None, got {value!r}.")
         if value is not None and low is not None and value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}.")
-    return _PerCallWatermark(key, pad_token_id, seed)
+    return _PerCallWatermark(key, pad_token_id, seed, payload)
 
 
 class _PerCallWatermark(BaseWatermarkingConfig):  # type: ignore[misc]  # transformers is untyped
     """Builds the processor of one `generate` call; immutable, and silent about the secret in every export."""
 
     # Slots, not attributes: transformers writes and prints `__dict__`.
-    __slots__ = ("_key", "_pad_token_id", "_seed")
+    __slots__ = ("_key", "_pad_token_id", "_payload", "_seed")
 
     __eq__ = object.__eq__  # the base is a dataclass without fields, for which all instances are equal
     __hash__ = object.__hash__
 
-    def __init__(self, key: SecretKey, pad_token_id: int | None, seed: int | None) -> None:
+    def __init__(self, key: SecretKey, pad_token_id: int | None, seed: int | None, payload: int | None) -> None:
         self._key = key
         self._pad_token_id = pad_token_id
         self._seed = seed
+        self._payload = payload
 
     def validate(self) -> None:
         """Nothing to check: `for_transformers` did."""
 
     def construct_processor(self, vocab_size: int, device: Any = None) -> _KeyedProcessor:
         """The processor of the call whose settings stand in the caller's frame; see `_call_settings`."""
-        settings = _call_settings(self)
+        settings, prompt_length = _call_settings(self)
         pad = self._pad_token_id if self._pad_token_id is not None else _pad_token_id(settings)
         if self._seed is not None:
             seed = f"seed {self._seed}".encode()
         else:
             seed = torch.randint(-(2**63), 2**63 - 1, (2,), device="cpu").numpy().tobytes()
-        return _KeyedProcessor(sampler_of(self._key.config, use_key(self._key), unmarked_key(seed)), pad)
+        draw = embedding_sampler(self._key, seed, self._payload)
+        if completion_only(self._key):
+            # The prompt is cut away with its padding: a generated token that equals the pad id is a token.
+            return _KeyedProcessor(draw, None, prompt_length)
+        return _KeyedProcessor(draw, pad)
 
     def to_dict(self) -> dict[str, Any]:
         """What may be written: the key id and the scheme."""
@@ -143,16 +145,17 @@ class _PerCallWatermark(BaseWatermarkingConfig):  # type: ignore[misc]  # transf
 class _KeyedProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Scores to one-hot scores: 0 for the keyed token, -inf for the rest. A pure function of (input_ids, scores)."""
 
-    def __init__(self, draw: Sampler, pad_token_id: int | None) -> None:
+    def __init__(self, draw: Sampler, pad_token_id: int | None, unread: int = 0) -> None:
         self._draw = draw
         self._pad_token_id = pad_token_id
+        self._unread = unread  # tokens at the start that the scheme does not read
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """One-hot scores, a fresh tensor of the shape, dtype and device of `scores`, which is (rows, V)."""
         if input_ids.ndim != 2:
             raise _continuous_batching_error()
         log_weights = _as_array(scores)
-        tokens = self._draw(input_ids.numpy(force=True), log_weights, self._pad_token_id)
+        tokens = self._draw(input_ids[:, self._unread :].numpy(force=True), log_weights, self._pad_token_id)
         return torch.from_numpy(race.one_hot(tokens, log_weights)).to(scores)
 
 
@@ -164,8 +167,8 @@ def _as_array(scores: torch.Tensor) -> npt.NDArray[np.float32] | npt.NDArray[np.
     return array
 
 
-def _call_settings(watermark: _PerCallWatermark) -> Any:
-    """The generation settings of the `generate` call that is building this watermark's processor, checked.
+def _call_settings(watermark: _PerCallWatermark) -> tuple[Any, int]:
+    """Settings and prompt length of the `generate` call that is building this watermark's processor, checked.
 
     transformers hands `construct_processor` the vocabulary size and the device only. Whether a mark will survive
     depends on `num_beams`, `do_sample` and the batching, which are in the frame of `_get_logits_processor` above. Where
@@ -198,7 +201,7 @@ def _call_settings(watermark: _PerCallWatermark) -> Any:
             f"do_sample must be True for a watermark, got {settings.do_sample}: greedy decoding has no randomness to "
             "key. Call generate(..., do_sample=True); a low temperature stays close to greedy."
         )
-    return settings
+    return settings, int(seen["input_ids_seq_length"])
 
 
 def _continuous_batching_error() -> GenerationError:
