@@ -43,14 +43,22 @@ class Law:
         # An integer this near the threshold may count or not: the one that hurts is taken.
         doubt = 0.0 if exact else 1e-9 + 8.0 * _UNIT * abs(cell)
         start = max(0, math.ceil(cell - side * doubt) - self.start)
-        places = np.arange(self.start + start, self.start + len(self.masses), dtype=np.float64)
-        weights = np.exp(-theta * step * np.maximum(places - cell, -doubt))
         # The norm of exp(-theta step j) over j >= 0, or over as many as there are.
         decay = -math.expm1(-2.0 * theta * step)
         norm = math.sqrt(min(float(self.span), 1.0 / decay if decay > 0.0 else math.inf))
         slack = missed + self.dropped + self.error * norm
-        total = float(np.sum(weights * self.masses[start:])) + side * slack
-        return -theta * threshold + math.log(total) if total > 0.0 else -math.inf
+        log_total, log_slack = -math.inf, math.log(slack) if slack > 0.0 else -math.inf
+        held = start + np.flatnonzero(self.masses[start:])
+        if len(held):
+            # Relative to the first integer that counts, which may lie many units of 1 / theta above the threshold.
+            weights = np.exp(-theta * step * (held - held[0]).astype(np.float64))
+            ahead = max(float(self.start + held[0]) - cell, -doubt)
+            log_total = math.log(float(weights @ self.masses[held])) - theta * step * ahead
+        if side > 0:
+            return float(np.logaddexp(log_total, log_slack)) - theta * threshold
+        if log_total <= log_slack:
+            return -math.inf
+        return log_total + math.log(-math.expm1(log_slack - log_total)) - theta * threshold
 
 
 def sum_law(k: Counts, q: Floats, counts: Floats) -> Law:

@@ -29,6 +29,7 @@ CELLS = 2**16
 
 _UNIT = 2.0**-53
 _REACH = 8.5  # standard deviations to either side for which the lattice is laid
+_MAX_TILT = 2.0**30  # in units of 1 / (largest possible sum)
 # Exponents L of Hoeffding's bound exp(-L) at which the bracket is tried; each gives a bound, so the best of them does.
 _EXPONENTS = np.array([2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 18.0, 22.0, 27.0, 33.0, 40.0])
 
@@ -189,6 +190,8 @@ def sum_tail(
     v, n = terms.values, terms.counts
     size = float(n @ np.abs(v).max(axis=1, initial=0.0))
     integral = size < 2.0**52 and bool(np.all(v == np.rint(v)))
+    if integral and math.isfinite(observed):
+        observed = float(math.ceil(observed))  # the next value that the sum can have
     # Sums of integers are exact; others depend on the order in which they were added, by this much.
     blur = 0.0 if integral else 2.0 * float(n.sum()) * _UNIT * size
     smallest, largest = terms.ends(v)
@@ -293,7 +296,9 @@ def _tilt(terms: _Terms, observed: float) -> float:
     gaps = (largest[:, None] - terms.values)[(terms.values < largest[:, None]) & (terms.log_p > -math.inf)]
     top = np.where(terms.values == largest[:, None], terms.log_p, -math.inf).max(axis=1)
     # There every term is at its largest value but for a share of exp(-60).
-    limit = (60.0 - float(top.min())) / float(gaps.min())
+    # Any tilt gives a bound; one so large that theta times the sum loses its digits gives a poor one.
+    size = float(terms.counts @ np.abs(terms.values).max(axis=1))
+    limit = min((60.0 - float(top.min())) / float(gaps.min()), _MAX_TILT / size)
     high = min(limit, 1.0 / float(np.max(largest - smallest)))
     while high < limit and excess(high) < 0.0:
         high = min(limit, 2.0 * high)

@@ -207,6 +207,17 @@ def test_a_long_sum_below_its_mean() -> None:
         assert exact - 1e-9 <= tail.log_upper <= exact + 1e-6
 
 
+def test_values_of_hopelessly_different_size() -> None:
+    # The gap between 0 and 1e-198 asks for a tilt that no float can use: the bound is poor and still a bound.
+    tail = sum_tail([[0.0, -1.0, 1e-198]], [[1 / 3] * 3], 1e-198)
+    assert tail.log_lower <= math.log(1 / 3) <= tail.log_upper + 1e-12
+    # Atoms many units of 1 / theta above the threshold.
+    tail = sum_tail([[0.0, 1.0]], [[1.0, 1e-300]], 2.000001, counts=[5])
+    exact = math.log(10) - 3 * 300 * math.log(10)
+    assert tail.log_lower - 1e-9 <= exact <= tail.log_upper + 1e-9
+    assert tail.log_upper - exact < 1e-6
+
+
 def test_edges() -> None:
     assert log_sum_sf(np.empty((0, 2)), np.empty((0, 2)), 0.0) == 0.0
     assert log_sum_sf(np.empty((0, 2)), np.empty((0, 2)), 0.1) == -math.inf

@@ -64,9 +64,9 @@ def test_one_token_has_its_exact_p_value() -> None:
 
 
 def test_size_over_keys(make_key: MakeKey, zipf_ids: Callable[[int, int], np.ndarray]) -> None:
-    # 250 keys on a repetitive text; quantiles of the binomial at 1 - 1e-6: false alarm 1e-6 for each level.
+    # 200 keys on a repetitive text; quantiles of the binomial at 1 - 1e-6: false alarm 1e-6 for each level.
     ids = np.tile(zipf_ids(60, 1), 5)
-    found = [pivots(ids, make_key(number)) for number in range(250)]
+    found = [pivots(ids, make_key(number)) for number in range(200)]
     results = [least_favourable_test(one) for one in found]
     exact = np.array([result.pvalue for result in results])
     # The near-miss: the normal law with the mean and variance of 300 independent scores, repeats counted five times.
@@ -75,11 +75,11 @@ def test_size_over_keys(make_key: MakeKey, zipf_ids: Callable[[int, int], np.nda
     n = 5 * len(found[0].words)
     careless = stats.norm.sf((scores - n * sample.mean()) / (math.sqrt(n) * sample.std()))
     for level in (0.05, 0.01):
-        limit = stats.binom.ppf(1 - 1e-6, 250, level)
+        limit = stats.binom.ppf(1 - 1e-6, 200, level)
         assert np.sum(exact <= level) <= limit
         assert np.sum(careless <= level) > limit
     assert np.sum(np.array([result.log_evalue for result in results]) >= math.log(20)) <= stats.binom.ppf(
-        1 - 1e-6, 250, 1 / 20
+        1 - 1e-6, 200, 1 / 20
     )
     assert stats.kstest(exact, "uniform").pvalue > 1e-6
 
