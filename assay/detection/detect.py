@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from assay.detection import combine
+from assay.detection.inputs import model_view_of, scorer_of, token_ids_of
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
 from assay.detection.testers import Tester, tester
-from assay.detection.text import LoadedTokenizer, decode_text, load_tokenizer
 from assay.kernels.chacha import Words
-from assay.watermark.gumbel import token_ids
 from assay.watermark.keys import SecretKey, use_key
-
-if TYPE_CHECKING:
-    from assay.kernels.scoring.model import ModelScorer
 
 
 @runtime_checkable
@@ -64,7 +58,8 @@ def detect(
         Optional, and the most powerful: the model that may have written the text, as a local folder, hub id, "default"
         for the bundled one, a loaded causal model, or a `ModelScorer`.
     prompt
-        The prompt where it is known: lets the first tokens count and sharpens the model's probabilities.
+        The prompt where it is known: lets the first tokens count and sharpens the model's probabilities. A string is
+        read as a generator reads it, with the beginning-of-sequence token of tokenizers that put one.
     test
         "auto": without a model the model-free test; with one, the best of the scheme's tests, corrected for the choice.
         Or one by name; a scheme's are "sum", "model-aware" and "robust" unless its page names others.
@@ -86,14 +81,14 @@ def detect(
     keys = keys_to_test(key, "key")
     testers = [_tester(one, test, has_model=model is not None) for one in keys]
     wanted = model is not None and any(test == "auto" or test in known.NEEDS_MODEL for known in testers)
-    scorer = _scorer(model) if wanted else None
-    ids, source = _token_ids(text, "text", tokenizer, model, scorer)
-    prompt_ids = None if prompt is None else _token_ids(prompt, "prompt", tokenizer, model, scorer)[0]
+    scorer = scorer_of(model) if wanted else None
+    ids, source = token_ids_of(text, "text", tokenizer, model, scorer)
+    prompt_ids = None if prompt is None else token_ids_of(prompt, "prompt", tokenizer, model, scorer)[0]
     whole = ids if prompt_ids is None else np.concatenate([prompt_ids, ids])
     view = None
     if scorer is not None and len(ids):
         decoding = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        view = _model_view(scorer, ids, prompt_ids, decoding)
+        view = model_view_of(scorer, ids, prompt_ids, decoding)
     before = len(whole) - len(ids)
     results = [_test_key(whole, before, one, known, test, view) for one, known in zip(keys, testers, strict=True)]
     combined = combine.over_keys(results)
@@ -157,44 +152,3 @@ def keys_to_test(key: Any, name: str) -> list[SecretKey]:
         if not isinstance(one, SecretKey):
             raise ValueError(f"{name} must hold SecretKey objects, got {type(one).__name__}.")
     return keys
-
-
-def _scorer(model: Any) -> ModelScorer:
-    from assay.kernels.scoring.model import ModelScorer
-
-    if isinstance(model, ModelScorer):
-        return model
-    from assay.models import load_model
-
-    return ModelScorer(load_model(model))
-
-
-def _model_view(scorer: ModelScorer, ids: Words, prompt_ids: Words | None, decoding: dict[str, Any]) -> ModelView:
-    prompt = None if prompt_ids is None else [prompt_ids]
-    (statistics,) = scorer.score([ids], prompt=prompt, **decoding)
-    return ModelView(statistics.log_prob, partial(scorer.log_probabilities, ids, prompt=prompt_ids, **decoding))
-
-
-def _token_ids(
-    text: Any, name: str, tokenizer: Any, model: Any, scorer: ModelScorer | None
-) -> tuple[Words, LoadedTokenizer | None]:
-    if isinstance(text, (bytes, bytearray)):
-        text = decode_text(bytes(text))
-    if not isinstance(text, str):
-        if not isinstance(text, Iterable) or isinstance(text, (dict, set)):
-            raise ValueError(f"{name} must be a string, UTF-8 bytes or token ids, got {type(text).__name__}.")
-        try:
-            return token_ids(np.asarray(text)), None
-        except ValueError as error:
-            raise ValueError(str(error).replace("tokens must be", f"{name} must be", 1)) from None
-    if tokenizer is None:
-        tokenizer = getattr(scorer, "tokenizer", None)
-    if tokenizer is None and isinstance(model, (str, os.PathLike)):
-        tokenizer = model
-    if tokenizer is None and model is not None:
-        # A model loaded by transformers remembers the folder or hub id, where its tokenizer is too.
-        tokenizer = getattr(getattr(scorer, "model", model), "name_or_path", None) or None
-    if tokenizer is None and model is not None:
-        raise ValueError(f"tokenizer must be given with a loaded model to test {name} as a string. Or pass token ids.")
-    loaded = load_tokenizer(tokenizer)
-    return loaded.encode(text), loaded

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from assay.detection.detect import _model_view, _scorer, _token_ids
+from assay.detection.inputs import model_view_of, scorer_of, token_ids_of
 from assay.detection.evidence import Counts, Evidence, Floats, gather, window_of
 from assay.detection.gumbel import MODEL_ASSUMPTIONS
 from assay.detection.result import TestResult
@@ -133,13 +133,13 @@ def localise(
             f"key must be of a scheme whose coins belong to one context, got {key.config.tag!r} (key {key.id!r}): its "
             "coins are shared by distant tokens."
         )
-    scorer = None if model is None else _scorer(model)
-    ids, _ = _token_ids(text, "text", tokenizer, model, scorer)
-    prompt_ids = None if prompt is None else _token_ids(prompt, "prompt", tokenizer, model, scorer)[0]
+    scorer = None if model is None else scorer_of(model)
+    ids, _ = token_ids_of(text, "text", tokenizer, model, scorer)
+    prompt_ids = None if prompt is None else token_ids_of(prompt, "prompt", tokenizer, model, scorer)[0]
     log_prob = None
     if scorer is not None:
         decoding = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        log_prob = _model_view(scorer, ids, prompt_ids, decoding).log_prob if len(ids) else np.empty(0)
+        log_prob = model_view_of(scorer, ids, prompt_ids, decoding).log_prob if len(ids) else np.empty(0)
     whole = ids if prompt_ids is None else np.concatenate([prompt_ids, ids])
     before = len(whole) - len(ids)
     found = gather(whole, use_key(key), key.config, prompt_length=before, log_prob=log_prob)

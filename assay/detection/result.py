@@ -95,8 +95,8 @@ class TestResult:
         if self.key_id is None:
             return f"If {self.null}, evidence this strong would appear with probability at most {odds} {counted}."
         return (
-            f"If the text had been written without the key, evidence this strong under key {self.key_id!r} would appear "
-            f"with probability at most {odds} {counted}."
+            "If the text had been written without the key, "
+            f"evidence this strong under key {self.key_id!r} would appear with probability at most {odds} {counted}."
         )
 
     def __repr__(self) -> str:

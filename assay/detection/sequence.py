@@ -297,7 +297,7 @@ def sequence_test(
     ValueError
         If the key is of another scheme, the nonce is short, or an argument is out of range.
     """
-    from assay.detection.detect import _model_view, _scorer, _token_ids
+    from assay.detection.inputs import model_view_of, scorer_of, token_ids_of
 
     config = config_of(key)
     words = nonce_words(nonce)
@@ -307,19 +307,15 @@ def sequence_test(
         raise ValueError("model must be given: without the laws of the tokens there are no intervals. Use 'default'.")
     if not 0.0 <= tolerance <= 1.0:
         raise ValueError(f"tolerance must be in [0, 1], got {tolerance}.")
-    scorer = _scorer(model)
-    ids, _ = _token_ids(text, "text", tokenizer, model, scorer)
+    scorer = scorer_of(model)
+    ids, _ = token_ids_of(text, "text", tokenizer, model, scorer)
     prompt_ids = None
     if prompt is not None:
-        prompt_ids, source = _token_ids(prompt, "prompt", tokenizer, model, scorer)
-        if source is not None:
-            # As the generator reads a prompt: with the beginning-of-sequence token of tokenizers that put one.
-            string = prompt if isinstance(prompt, str) else bytes(prompt).decode("utf-8")
-            prompt_ids = np.array(source.backend.encode(string).ids, dtype=np.uint32)
+        prompt_ids, _ = token_ids_of(prompt, "prompt", tokenizer, model, scorer)
     laws: Iterable[tuple[int, npt.NDArray[np.float32]]] = ()
     if len(ids):
         decoding = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        laws = _model_view(scorer, ids, prompt_ids, decoding).rows()
+        laws = model_view_of(scorer, ids, prompt_ids, decoding).rows()
     points = reals(use_key(key), words, np.arange(len(ids) + 1))
     found = evidence(ids, laws, points, config, tolerance=tolerance)
     results = {"ump": ump_result(found), "prefix": prefix_result(found)}

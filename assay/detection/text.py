@@ -47,6 +47,10 @@ class LoadedTokenizer:
         """Token ids of one checked text, no special tokens added: uint32, shape (n,)."""
         return self.encode_batch([text])[0]
 
+    def encode_prompt(self, text: str) -> Words:
+        """Token ids of a checked prompt as a generator reads it, with the special tokens that the tokenizer adds."""
+        return np.array(self.backend.encode(check_text(text)).ids, dtype=np.uint32)
+
     def encode_batch(self, texts: Sequence[str]) -> tuple[Words, npt.NDArray[np.int64]]:
         """Token ids of many texts end to end.
 
