@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from assay.detection.inputs import model_view_of, scorer_of, token_ids_of
 from assay.detection.evidence import Counts, Evidence, Floats, gather, window_of
 from assay.detection.gumbel import MODEL_ASSUMPTIONS
+from assay.detection.inputs import model_view_of, scorer_of, token_ids_of
 from assay.detection.result import TestResult
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
