@@ -185,7 +185,7 @@ def plan_counter(
     memory
         Most numbers that the running counter may keep per column; None for no limit.
     mechanism
-        One of `MECHANISMS` to decide for it.
+        One of `MECHANISMS` to decide for it. The k-ary tree takes Laplace noise only: epsilon, not rho.
     bound
         Largest step.
     contributions
@@ -224,7 +224,8 @@ def plan_counter(
     for design in _candidates(horizon, memory, mechanism, bands, arity, gaussian=zcdp is not None):
         if pure is not None and design.l1 is not None:
             plans.append(_laplace(design, pure, terms, sizes))
-        if zcdp is not None:
+        # The proof for Gaussian noise needs nodes that are not read before they are complete; these are.
+        if zcdp is not None and not isinstance(design, KaryTree):
             plans.append(_gaussian(design, zcdp, terms, sizes))
     if not plans:
         raise ValueError(
