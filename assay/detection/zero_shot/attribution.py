@@ -27,7 +27,7 @@ from assay.detection.zero_shot.identity import (
     vocabulary,
 )
 from assay.detection.zero_shot.likelihood import result
-from assay.detection.zero_shot.tilt import tilt_steps
+from assay.detection.zero_shot.tilt import tilt_path
 from assay.kernels.scoring.decoding import Decoding
 from assay.kernels.scoring.statistics import Floats, TokenStatistics
 
@@ -260,9 +260,8 @@ def _compare(statistics: list[TokenStatistics], candidates: Sequence[Candidate],
         # What one model cannot score (a first token without context) none that shares its tokens is asked for.
         same = [j for j, group in enumerate(groups) if group == groups[i]]
         counted = np.all([statistics[j].scored for j in same], axis=0)
-        steps = tilt_steps(replace(one, scored=counted), support_noise=candidate.support_noise)
         tolerant = candidate.support_noise > 0
-        paths = [special.logsumexp(np.cumsum(steps, axis=0), axis=1) - math.log(steps.shape[1])]
+        paths = [tilt_path(replace(one, scored=counted), support_noise=candidate.support_noise)]
         own = one.log_prob[counted]
         paths += [_ratio(own, statistics[j].log_prob[counted], tolerant) for j in same if j != i]
         foreign = [j for j in range(len(groups)) if groups[j] != groups[i]]

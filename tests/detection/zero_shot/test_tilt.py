@@ -25,7 +25,7 @@ def test_mean_one_and_ville_by_complete_enumeration(finer):
     order = sorted(found, key=lambda one: one[0].log_pvalue)
     assert np.all(np.cumsum([p for _, p in order]) <= np.array([r.pvalue for r, _ in order]) + 1e-12)
     # The near-miss: the largest value on the way is not an e-value, though 1 over it is a p-value.
-    assert sum(p * math.exp(result.statistic) for result, p in found) > 1.05
+    assert sum(p * math.exp(result.statistic) for result, p in found) > 1.02
 
 
 @pytest.mark.parametrize("tilt", [-3.0, -0.5, 0.25, 0.9])
@@ -128,12 +128,13 @@ def test_tokens_that_were_not_scored_do_not_count():
     laws, tokens = rng.dirichlet(np.ones(5), size=9), rng.integers(0, 5, 9)
     whole = statistics_of(laws, tokens)
     whole.scored[0] = False
-    whole.log_prob[0] = np.nan
+    whole.log_prob[0] = -np.inf  # a burn-in: whatever stands there
     whole.tilted_log_sums[0] = np.nan
     result, rest = tilt_test(whole), tilt_test(statistics_of(laws[1:], tokens[1:]))
     assert (result.n_tokens, result.n_scored) == (9, 8)
     assert result.log_pvalue == rest.log_pvalue
     assert result.log_evalue == rest.log_evalue
+    assert result.assumptions == rest.assumptions
 
 
 def test_nothing_says_nothing():
