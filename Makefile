@@ -9,7 +9,7 @@ STAMP := $(VENV)/.ready
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[models,test,docs]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[models,service,test,docs]'
 	touch $@
 
 demo: $(STAMP)  ## the tour: generate, tamper, detect, report (about a minute)

@@ -17,7 +17,7 @@ _HOME = {
     "TestResult": "assay.detection.result",
     "detect": "assay.detection.detect",
 }
-_ROOMS = ("detection", "kernels", "models", "report", "watermark")
+_ROOMS = ("conformal", "detection", "kernels", "models", "privacy", "report", "service", "watermark")
 
 if TYPE_CHECKING:
     from assay._errors import AssayError

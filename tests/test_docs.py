@@ -211,12 +211,12 @@ def test_the_navigation_names_every_page() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    from assay import detection, models, report, watermark
-    from assay.detection import corpus
+    from assay import conformal, detection, models, privacy, report, service, watermark
+    from assay.detection import corpus, zero_shot
 
     for name in assay.__all__:
         assert f"::: assay.{name}\n" in REFERENCE or f"`assay.{name}`" in REFERENCE, name
-    for room in (watermark, detection, corpus, report, models):
+    for room in (watermark, detection, corpus, zero_shot, conformal, privacy, report, models, service):
         for name in room.__all__:
             homes = {getattr(getattr(room, name), "__module__", room.__name__), room.__name__, "assay"}
             documented = {*homes, *(f"{home}.{name}" for home in homes)}

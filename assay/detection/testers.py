@@ -80,6 +80,10 @@ def tester(config: SchemeConfig) -> Tester:
     ValueError
         If no test of the scheme is known.
     """
+    if config.scheme == "sequence":
+        raise ValueError(
+            "scheme 'sequence' must be tested with the nonce of the text: use assay.detection.sequence.sequence_test."
+        )
     if config.scheme not in _HOMES:
         raise ValueError(f"scheme must be one of {sorted(_HOMES)} to be tested, got {config.tag!r}.")
     return cast("Tester", import_module(_HOMES[config.scheme]))
