@@ -72,7 +72,7 @@ class Budget:
     @classmethod
     def approximate(cls, epsilon: Real, delta: float, *, adjacency: Adjacency, unit: Unit) -> Budget:
         """(Epsilon, delta)-DP in total, counted as zCDP; holds under adaptive composition."""
-        rho = rho_for(epsilon, delta)
+        rho = rho_for(epsilon, delta, sharp=True)
         return cls(accountant="zcdp", limit=rho, delta=delta, adjacency=adjacency, unit=unit)
 
     @classmethod

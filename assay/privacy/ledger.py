@@ -223,7 +223,7 @@ class Ledger:
             return float(total)
         if not self._budget.delta:
             return None
-        return epsilon_of_rho(total, self._budget.delta) if total else 0.0
+        return epsilon_of_rho(total, self._budget.delta, sharp=True) if total else 0.0
 
     def _check_open(self) -> None:
         if self._fd < 0:

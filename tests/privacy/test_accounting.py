@@ -69,6 +69,7 @@ def test_laplace_cost_is_the_exact_largest_log_ratio() -> None:
 
 def test_conversions_at_the_reference_point() -> None:
     assert float(acc.rho_for(1, 1e-6)) == pytest.approx(0.01747, abs=5e-6)
+    assert 0.0242 < acc.rho_for(1, 1e-6, sharp=True) < 0.02801  # between the plain bound and one Gaussian
     variance = acc.single_gaussian_variance(1.0, 1e-6)
     # The continuous law needs 4.2247 (rho 0.02801); on the integers the exact sum asks for 0.2 % more.
     assert 4.2247 <= math.sqrt(variance) <= 4.2247 * 1.003
@@ -85,6 +86,10 @@ def test_rho_for_is_rounded_down(epsilon: float, delta: float) -> None:
     assert acc.epsilon_of_rho(rho, delta) <= epsilon
     assert acc.epsilon_of_rho(rho * Fraction(1001, 1000), delta) > epsilon
     assert acc.delta_of_rho(rho, epsilon) <= delta * (1 + 1e-6)  # the sharper conversion agrees
+    sharp = acc.rho_for(epsilon, delta, sharp=True)
+    assert sharp >= rho
+    assert acc.delta_of_rho(sharp, epsilon) <= delta or sharp == rho
+    assert acc.epsilon_of_rho(sharp, delta, sharp=True) <= epsilon * (1 + 1e-6)
 
 
 def test_pld_is_tighter_than_zcdp_and_as_dp_accounting_says() -> None:
@@ -119,7 +124,7 @@ def test_reading_an_odometer_changes_nothing() -> None:
     for _ in range(2):
         assert odometer.epsilon() == Fraction(1, 5)
         assert odometer.rho() == Fraction(1, 100)
-        assert odometer.epsilon_at(1e-6) == acc.epsilon_of_rho(Fraction(1, 100), 1e-6)
+        assert odometer.epsilon_at(1e-6) == acc.epsilon_of_rho(Fraction(1, 100), 1e-6, sharp=True)
     with pytest.raises(ValueError, match="for replace of one document"):
         odometer.add(Cost.pure(1, adjacency="replace", unit="document"))
     with pytest.raises(ValueError, match="for add-remove of one author"):

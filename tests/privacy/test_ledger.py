@@ -55,15 +55,17 @@ def test_a_batch_is_priced_without_being_spent_and_entered_whole_or_not(path: Pa
     with Ledger.create(path, Budget.approximate(1, 1e-6, **TERMS)) as ledger:
         before = path.read_bytes()
         cost = Cost.gaussian(Fraction(50), **TERMS)
-        quote = ledger.price([cost, cost])
-        assert quote.cost == Fraction(1, 50)
+        quote = ledger.price([cost, cost.times(2)])
+        assert quote.cost == Fraction(3, 100)
         assert not quote.affordable
         assert quote.remaining < 0
         assert ledger.price(cost).affordable
-        assert ledger.price(cost).epsilon_after == pytest.approx(0.7534, abs=1e-4)
+        after = ledger.price(cost).epsilon_after
+        assert after is not None
+        assert 0.5 < after < 0.7534  # the plain bound
         assert "fits" in str(ledger.price(cost))
         with pytest.raises(BudgetError):
-            ledger.spend([cost, cost], noise=NOISE)
+            ledger.spend([cost, cost.times(2)], noise=NOISE)
         assert path.read_bytes() == before
         assert ledger.spent == 0
 

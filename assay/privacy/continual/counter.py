@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -18,6 +19,7 @@ from assay.privacy.accounting import Cost
 from assay.privacy.continual import streams, toeplitz, trees
 from assay.privacy.continual.plan import Plan
 from assay.privacy.continual.statefile import Arrays, StateFile
+from assay.privacy.errors import LedgerError
 from assay.privacy.ledger import Ledger
 from assay.privacy.noise import Integers, NoiseSource, SeededDraws, noise_source
 
@@ -48,6 +50,8 @@ class Counter:
         Where noise comes from; default `noise_source()`. Releases made with `SeededNoise` are `SeededDraws`.
     path
         A new state file; every release is on disk before it is returned. None keeps the state in memory.
+    labels
+        Names of the columns, kept in the state file; none, or one for each.
 
     Notes
     -----
@@ -55,11 +59,19 @@ class Counter:
     """
 
     def __init__(
-        self, plan: Plan, *, noise: NoiseSource | None = None, path: str | os.PathLike[str] | None = None
+        self,
+        plan: Plan,
+        *,
+        noise: NoiseSource | None = None,
+        path: str | os.PathLike[str] | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         if not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}. Make one with plan_counter().")
+        if labels and len(labels) != plan.columns:
+            raise ValueError(f"labels must be {plan.columns}, one for each column, got {len(labels)}.")
         self._plan = plan
+        self._labels = tuple(labels)
         self._noise = noise_source() if noise is None else noise
         self._seeded = self._noise.seeded
         self._file = StateFile(path, new=True) if path is not None else None
@@ -78,6 +90,7 @@ class Counter:
         noise: NoiseSource | None = None,
         path: str | os.PathLike[str] | None = None,
         note: str = "",
+        labels: Sequence[str] = (),
     ) -> Counter:
         """A counter whose whole cost is in the ledger before its first draw.
 
@@ -89,8 +102,11 @@ class Counter:
             If `noise` is seeded.
         """
         source = noise_source() if noise is None else noise
+        if path is not None and os.path.exists(path):
+            # Before the ledger pays for a counter that cannot be made.
+            raise LedgerError(f"path must be free, {os.fspath(path)} exists. Resume it, or choose another.")
         ledger.spend(plan.cost, noise=source, note=note or str(plan)[:1000])
-        return cls(plan, noise=source, path=path)
+        return cls(plan, noise=source, path=path, labels=labels)
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], *, noise: NoiseSource | None = None) -> Counter:
@@ -113,6 +129,11 @@ class Counter:
     def plan(self) -> Plan:
         """The plan."""
         return self._plan
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the columns, or none."""
+        return self._labels
 
     @property
     def time(self) -> int:
@@ -172,7 +193,12 @@ class Counter:
 
     def snapshot(self) -> tuple[dict[str, Any], Arrays]:
         """Settings and arrays of the whole state; as secret as the data."""
-        settings = {"plan": plan_to(self._plan), "time": self._time, "seeded": self._seeded}
+        settings = {
+            "plan": plan_to(self._plan),
+            "time": self._time,
+            "seeded": self._seeded,
+            "labels": list(self._labels),
+        }
         arrays: Arrays = {"totals": self._totals, "value": self._value}
         for column, state in enumerate(self._states):
             arrays |= {f"{column}.{name}": held for name, held in state.items() if name != streams.POOL}
@@ -187,7 +213,7 @@ class Counter:
         counter._noise = noise_source() if noise is None else noise
         counter._seeded = settings["seeded"] or counter._noise.seeded
         counter._file = file
-        counter._time = settings["time"]
+        counter._time, counter._labels = settings["time"], tuple(settings["labels"])
         counter._totals, counter._value = arrays["totals"], arrays["value"]
         counter._states = [
             {name.split(".", 1)[1]: held for name, held in arrays.items() if name.startswith(f"{column}.")}
