@@ -39,6 +39,12 @@ bench: $(STAMP)  ## CPU benchmarks; each prints ratios measured in one run
 	$(BIN)/python benchmarks/scoring_cpu.py
 	$(BIN)/python benchmarks/corpus_scoring.py
 	$(BIN)/python benchmarks/ump_tokens.py
+	$(BIN)/python benchmarks/null_laws.py
+	$(BIN)/python benchmarks/profiles.py
+	$(BIN)/python benchmarks/tilted_sampling.py
+	$(BIN)/python benchmarks/tokens_to_detect.py
+	$(BIN)/python benchmarks/zero_shot_identity.py
+	$(BIN)/python benchmarks/zero_shot_speed.py
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu_scoring.py
