@@ -177,6 +177,37 @@ def show_selection(runs: int, quick: bool) -> None:
     print("  crossover, log2 T [published]:", ", ".join(f"d={d}: {t:g} [{reference[d]}]" for d, t in where.items()))
 
 
+def show_peer(runs: int) -> None:
+    """OpenDP has no continual release; its b-ary tree with consistency answers prefix sums of a whole batch at once."""
+    try:
+        import opendp.prelude as dp
+    except ImportError:
+        print("\nOpenDP b-ary tree: not installed")
+        return
+    dp.enable_features("contrib")
+    horizon, exact = 2**10, np.arange(1, 2**10 + 1)
+    print("\nPrefix sums at T = 2^10, pure, epsilon 1: mean / largest mean square, steps per CPU second")
+    for arity in (2, 4, 16):
+        levels = math.ceil(math.log(horizon, arity)) + 1
+        space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l1_distance(T="i64")
+        tree = dp.t.make_b_ary_tree(*space, leaf_count=horizon, branching_factor=arity)
+        mechanism = tree >> dp.m.then_laplace(scale=float(levels))
+        consistent = dp.t.make_consistent_b_ary_tree(branching_factor=arity)
+        assert mechanism.map(1) <= 1 + 1e-9
+        began = time.process_time()
+        released = [np.cumsum(consistent(mechanism([1] * horizon)))[:horizon] for _ in range(4 * runs)]
+        rate = 4 * runs * horizon / (time.process_time() - began)
+        squares = np.mean((np.array(released) - exact) ** 2.0, axis=0)
+        print(f"  OpenDP, batch, b = {arity:2d}        {squares.mean():7.1f} / {squares.max():7.1f}   {rate:10,.0f}")
+    plan = plan_counter(horizon, epsilon=1, **TERMS)
+    began = time.process_time()
+    for _ in range(4 * runs):
+        Counter(plan, noise=ExactNoise()).extend(np.ones(horizon, int))
+    rate = 4 * runs * horizon / (time.process_time() - began)
+    mean, worst = plan.mean_and_max_variance
+    print(f"  ours, online, k-ary          {mean:7.1f} / {worst:7.1f}   {rate:10,.0f}   (exact)")
+
+
 def show_speed(repeats: int) -> None:
     horizon = 2**20
     steps = np.random.default_rng(0).integers(0, 2, horizon)
@@ -226,6 +257,7 @@ def main() -> None:
     show_variances()
     show_simulation(arguments.runs, arguments.quick)
     show_selection(arguments.runs, arguments.quick)
+    show_peer(arguments.runs)
     show_speed(arguments.repeats)
 
 

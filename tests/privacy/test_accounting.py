@@ -8,7 +8,7 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay._errors import MissingDependencyError
@@ -80,6 +80,7 @@ def test_conversions_at_the_reference_point() -> None:
         assert float((mpmath.sqrt(log + 1) - mpmath.sqrt(log)) ** 2) == pytest.approx(float(acc.rho_for(1, 1e-6)))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.floats(1e-9, 50), st.floats(1e-15, 0.5))
 def test_rho_for_is_rounded_down(epsilon: float, delta: float) -> None:
     rho = acc.rho_for(epsilon, delta)

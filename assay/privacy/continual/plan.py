@@ -101,7 +101,10 @@ class Plan:
         return self.node_variance * mean + self.rounding_variance, self.node_variance * worst + self.rounding_variance
 
     def band(self, beta: float = 0.05) -> float:
-        """Half width that holds at all times and columns at once with probability 1 - beta (union bound, Chernoff)."""
+        """Half width that holds at times 1 .. horizon and all columns at once with probability 1 - beta.
+
+        By a union bound and Chernoff's, hence on the safe side.
+        """
         if not 0 < beta < 1:
             raise ValueError(f"beta must be in (0, 1), got {beta}.")
         log = math.log(2 * self.design.horizon * self.columns / beta)
@@ -117,10 +120,11 @@ class Plan:
 
     @property
     def numerical_delta(self) -> float:
-        """Bound on the total variation between the releases and those of exact arithmetic; 0 for trees.
+        """How far the law of the releases may be, in total variation, from that of exact arithmetic; 0 for trees.
 
         A release differs only where the exact noise lies closer to a half-integer than the error of its evaluation:
-        twice that error, per time and column, bounds the chance.
+        twice that error, per time and column, bounds the chance. The rounding of columns to the noise's grid is taken
+        at its worst, that of doubles in root mean square. For an endless plan it is for the first `horizon` steps.
         """
         if not self.grid_bits:
             return 0.0
