@@ -271,7 +271,7 @@ class Release(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         pure = Terms.make("laplace", epsilon, **same)
         if not self.delta:
             return (pure,)
-        return pure, Terms.make("gaussian", rho_for(epsilon, self.delta), **same)
+        return pure, Terms.make("gaussian", rho_for(epsilon, self.delta, sharp=True), **same)
 
     def _integers(self, plan: Plan, points: npt.ArrayLike) -> tuple[Arrays, Clamping]:
         """Exact integers of private records."""

@@ -42,7 +42,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], Arrays]:
     ValueError
         If the file holds another kind; a damaged file raises other errors too.
     """
-    with np.load(path, allow_pickle=False) as held:
+    # Opened here, because numpy leaves a damaged file open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
         arrays = {name: held[name] for name in held.files}
     head = json.loads(arrays.pop("head").tobytes())
     if head["schema"] != SCHEMA or head["class"] != kind:

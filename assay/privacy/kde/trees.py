@@ -79,7 +79,7 @@ class CentredTree:
         """How much more than one record's coming or going a replacement can lose.
 
         In two nodes of a level both change: twice. In one node the count stays, even moments move by at most their
-        bound and odd ones by twice that: under rho that may be more than twice for large powers.
+        bound and odd ones by twice that, whose square may be the larger bound under rho where p is large.
         """
         if law == "laplace":
             return Fraction(2)
