@@ -13,6 +13,7 @@ from assay._cli_human import calibrate
 from assay._cli_keys import keys_app
 from assay._cli_monitor import monitor
 from assay._cli_plan import plan
+from assay._cli_publish import publish
 from assay._cli_report import report, verify
 from assay._cli_serve import api_keys_app, serve
 
@@ -27,6 +28,7 @@ app.command()(detect)
 app.command()(calibrate)
 app.command()(plan)
 app.command()(monitor)
+app.command()(publish)
 app.command()(report)
 app.command()(verify)
 app.command()(serve)

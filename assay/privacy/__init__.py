@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         plan_selection,
     )
     from assay.privacy.errors import BudgetError, LedgerError, SeededNoiseError
+    from assay.privacy.grid import Grid, quantise
     from assay.privacy.holdout import Holdout, dkw_band
     from assay.privacy.ledger import Ledger, Receipt
     from assay.privacy.noise import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         noise_source,
         refuse_seeded,
     )
-    from assay.privacy.quantise import Grid, quantise
 
 # Module -> names: nothing is loaded until it is used.
 _NAMES = {
@@ -46,10 +46,10 @@ _NAMES = {
         "plan_selection",
     ),
     "errors": ("BudgetError", "LedgerError", "SeededNoiseError"),
+    "grid": ("Grid", "quantise"),
     "holdout": ("Holdout", "dkw_band"),
     "ledger": ("Ledger", "Receipt"),
     "noise": ("NoiseSource", "SeededNoise", "gaussian_variance", "laplace_scale", "noise_source", "refuse_seeded"),
-    "quantise": ("Grid", "quantise"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

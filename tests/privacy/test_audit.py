@@ -16,8 +16,8 @@ from assay.privacy import audit
 from assay.privacy.audit import ScriptedNoise, black_box_bound, exact_loss, neighbours, observed_sensitivity
 from assay.privacy.continual import Counter, Selection, plan_counter, plan_selection
 from assay.privacy.continual.plan import Plan
+from assay.privacy.grid import Grid, quantise
 from assay.privacy.noise import NoiseSource, SeededNoise, laplace_scale
-from assay.privacy.quantise import Grid, quantise
 
 TERMS: dict[str, Any] = {"adjacency": "add-remove", "unit": "event"}
 

@@ -16,6 +16,7 @@ from scipy import stats
 from assay._errors import MissingDependencyError
 from assay.privacy import discrete, noise
 from assay.privacy.errors import SeededNoiseError
+from assay.privacy.grid import Grid, quantise, restore
 from assay.privacy.noise import (
     ExactNoise,
     NoiseSource,
@@ -26,7 +27,6 @@ from assay.privacy.noise import (
     noise_source,
     refuse_seeded,
 )
-from assay.privacy.quantise import Grid, quantise, restore
 
 Law = dict[int, float]
 

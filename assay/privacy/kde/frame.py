@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from assay.privacy.grid import Grid, quantise
 from assay.privacy.noise import Integers
-from assay.privacy.quantise import Grid, quantise
 
 Floats = npt.NDArray[np.float64]
 
