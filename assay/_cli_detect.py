@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,7 +29,7 @@ def detect(
         typer.Argument(
             metavar="PATH...",
             help="Without --out: one text file, or - for stdin. With it: files, folders, patterns "
-            "(.txt, .jsonl, .ndjson, .jsonl.gz, .jsonl.zst, .parquet).",
+            "(.txt, .jsonl, .ndjson, .jsonl.gz, .jsonl.zst, .parquet), URIs such as s3://bucket/folder.",
         ),
     ],
     *,
@@ -73,6 +73,21 @@ def detect(
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default all cores.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="With --out: processes here, or a Ray cluster whose machines share it."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="With --engine ray: the cluster; default RAY_ADDRESS, else one on this machine for the run.",
+        ),
+    ] = None,
+    copy_to: Annotated[
+        str | None,
+        typer.Option("--copy-to", metavar="URI", help="With --out: copy the results to an object store at the end."),
     ] = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = 0.01,
     null: Annotated[
@@ -118,6 +133,10 @@ def detect(
         raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
     if out is not None and (model is not None or prompt is not None):
         raise typer.BadParameter("--model and --prompt-file are for one text; a corpus is tested by its tokens alone.")
+    if address is not None and engine != "ray":
+        raise typer.BadParameter("--address is for --engine ray.")
+    if out is None and (engine != "local" or copy_to is not None):
+        raise typer.BadParameter("--engine and --copy-to are for a corpus: give --out FOLDER.")
     with refusals():
         keys = _keys(open_keyring(keyring, passphrase_file), key)
         if out is None:
@@ -136,6 +155,9 @@ def detect(
                 id_column=id_column,
                 source_column=source_column,
                 workers=workers,
+                engine=engine,
+                ray_address=address,
+                copy_to=copy_to,
                 fdr=fdr,
                 shard_rows=shard_rows,
             )

@@ -267,7 +267,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise PermissionError(13, "Permission denied")
         return open(path, *args, **kwargs)
 
-    monkeypatch.setattr("assay.detection.corpus.reading.open", locked, raising=False)
+    monkeypatch.setattr("assay.detection.corpus.sources.open", locked, raising=False)
     one, two, three = rows_of(tmp_path)
     assert (one.reason, one.detail) == ("file cannot be read", "Permission denied, after row 0")
     assert two.reason == "file cannot be read"

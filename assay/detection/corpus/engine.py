@@ -9,24 +9,25 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from assay import __version__
 from assay._errors import RunError
-from assay.detection.corpus import pool
+from assay.detection.corpus import pool, ray_engine
 from assay.detection.corpus.ledger import Ledger, ShardRecord, open_ledger, write_atomically
 from assay.detection.corpus.progress import shown
 from assay.detection.corpus.reading import Columns, Reject, read
 from assay.detection.corpus.results import RESULTS_SCHEMA, Combined, RunSummary, combine
 from assay.detection.corpus.shards import Shard, cut
 from assay.detection.corpus.sources import InputFile, find_inputs
+from assay.detection.corpus.stores import check_destination, copy_up, is_uri
 from assay.detection.corpus.worker import COLUMNS, DetectionKey, Setup, write_shard
 from assay.detection.testers import tester
 from assay.detection.text import LoadedTokenizer, load_tokenizer
@@ -89,6 +90,9 @@ def run(
     id_column: str | None = None,
     source_column: str | None = None,
     workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    copy_to: str | None = None,
     fdr: float = 0.01,
     shard_rows: int = 2000,
     shard_characters: int = 4_000_000,
@@ -103,6 +107,7 @@ def run(
     ----------
     paths
         Files, folders or glob patterns: .txt (a document each), .jsonl or .ndjson (also .gz, .zst, .zstd), .parquet.
+        Objects and folders in object stores by URI, such as "s3://bucket/folder"; only this process reads them.
     keys
         One key, several, or a keyring. Several are corrected by Holm's method and each row names its best key.
     out
@@ -112,7 +117,16 @@ def run(
     text_column, id_column, source_column
         Names of JSON fields or Parquet columns; id and source default to the file and row.
     workers
-        Processes; default: the cores this process may use. It does not change the results.
+        Processes; default: the cores this process may use, or the cluster has. It does not change the results.
+    engine
+        "local": processes here. "ray": on a Ray cluster whose machines share `out`. It does not change the results, and
+        a run may be resumed with the other one.
+    ray_address
+        Of the cluster, as `ray.init` takes it. Default: the connection there is, RAY_ADDRESS, or a cluster on this
+        machine for the time of the run.
+    copy_to
+        URI of a folder in an object store, to which the four files are copied at the end: each whole or not at all,
+        read back, `summary.json` last. `out` stays what resumes.
     fdr
         False discovery rate of the flags, in (0, 1).
     shard_rows, shard_characters
@@ -128,7 +142,9 @@ def run(
     ------
     RunError
         If nothing is found to test, the folder cannot be written or is in use, it was begun with something else, or an
-        input changes meanwhile.
+        input changes meanwhile; if the cluster or an object store fails.
+    MissingDependencyError
+        With engine="ray" and without Ray.
     ValueError
         On an option out of range, a key whose scheme has no test, two keys with one id, or an unusable tokenizer.
 
@@ -137,7 +153,11 @@ def run(
     Memory: 24 bytes per document at the end, and some shards per worker. Needs a POSIX system.
     """
     _check_options(fdr, shard_rows, shard_characters)
-    count = _worker_count(workers)
+    tested = _tester(engine, ray_address, workers)
+    if copy_to is not None:
+        check_destination(copy_to)
+    if is_uri(os.fspath(out)):
+        raise RunError("out must be a folder: a ledger needs rename and append. For an object store add copy_to=URI.")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"out must be a folder, {str(out)!r} is a file. Name another place for the results.")
@@ -153,13 +173,15 @@ def run(
     with open_ledger(folder, plan.pins(), plan.inputs) as ledger:
         try:
             if ledger.finished is None:
-                _finish(plan, ledger, folder, _test(plan, ledger, count, bar=progress))
+                _finish(plan, ledger, folder, _test(plan, ledger, tested, bar=progress))
             ledger.discard_shards()
         except OSError as error:
             raise RunError(
                 f"out: {str(out)!r} cannot be written: {error.strerror or type(error).__name__}. "
                 "Once the cause is gone, the same command resumes the run."
             ) from error
+        if copy_to is not None:
+            copy_up(folder, ("results.parquet", "rejects.jsonl", "inputs.jsonl", "summary.json"), copy_to)
     return RunSummary.read(folder)
 
 
@@ -171,13 +193,23 @@ def _check_options(fdr: float, shard_rows: int, shard_characters: int) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
 
 
-def _worker_count(workers: int | None) -> int:
-    if workers is None:
-        # Not os.cpu_count(): a container or taskset may allow fewer.
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+_Answers = Generator[ShardRecord | pool.Lost, None, None]
+_Tester = Callable[[Iterator[Shard], Setup], _Answers]
+
+
+def _tester(engine: str, ray_address: str | None, workers: int | None) -> _Tester:
+    """What tests shards, with its options checked."""
+    if engine not in ("local", "ray"):
+        raise ValueError(f'engine must be "local" or "ray", got {engine!r}.')
+    if ray_address is not None and engine != "ray":
+        raise ValueError(f'ray_address needs engine="ray", got engine={engine!r}.')
+    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         raise ValueError(f"workers must be an integer of at least 1, got {workers!r}.")
-    return workers
+    if engine == "ray":
+        return lambda shards, setup: ray_engine.work(shards, setup, workers, ray_address)
+    # Not os.cpu_count(): a container or taskset may allow fewer.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return lambda shards, setup: pool.work(shards, setup, workers or cores)
 
 
 def _chosen(keys: Any) -> tuple[SecretKey, ...]:
@@ -202,7 +234,7 @@ class _Session:
     rejects: int = 0
 
 
-def _test(plan: _Plan, ledger: Ledger, count: int, *, bar: bool) -> _Session:
+def _test(plan: _Plan, ledger: Ledger, tested: _Tester, *, bar: bool) -> _Session:
     session = _Session(time.monotonic(), resumed=bool(ledger.shards))
     first, after = ledger.first_missing()
     rows = read(plan.inputs, plan.columns, after=after, finished=ledger.record_input)
@@ -211,7 +243,7 @@ def _test(plan: _Plan, ledger: Ledger, count: int, *, bar: bool) -> _Session:
     before = [0, *itertools.accumulate(max(0, file.size) for file in plan.inputs)]
     setup = plan.setup(ledger.folder / "shards")
     done = first
-    with shown(bar, before[-1]) as update, closing(_records(missing, setup, count)) as records:
+    with shown(bar, before[-1]) as update, closing(_records(tested(missing, setup), setup.folder)) as records:
         for record in records:
             ledger.record_shard(record)
             session.documents += record.documents
@@ -227,16 +259,17 @@ def _test(plan: _Plan, ledger: Ledger, count: int, *, bar: bool) -> _Session:
     return session
 
 
-def _records(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRecord, None, None]:
-    with closing(pool.work(shards, setup, count)) as answers:
+def _records(answers: _Answers, folder: Path) -> Generator[ShardRecord, None, None]:
+    with closing(answers):
         for answer in answers:
-            yield answer if isinstance(answer, ShardRecord) else _write_lost(answer, setup.folder)
+            yield answer if isinstance(answer, ShardRecord) else _write_lost(answer, folder)
 
 
 def _write_lost(lost: pool.Lost, folder: Path) -> ShardRecord:
     """All documents of a shard that killed its workers go to the rejects."""
+    times = "twice" if lost.times == 2 else f"{lost.times} times"
     rejects = [
-        Reject(d.file, d.row, d.consumed, d.name, d.row, "worker died", f"twice, {lost.ending}")
+        Reject(d.file, d.row, d.consumed, d.name, d.row, "worker died", f"{times}, {lost.ending}")
         for d in lost.shard.documents
     ]
     in_order = sorted([*lost.shard.rejects, *rejects], key=lambda reject: (reject.file, reject.row))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -105,7 +106,7 @@ class Ledger:
     def discard_shards(self) -> None:
         """Remove the shard files of a complete run, whose rows are all in the combined output."""
         for path in (self.folder / "shards").iterdir():
-            path.unlink()
+            path.unlink(missing_ok=True)  # the temporary file of a worker that was left behind may go by itself
 
     def _append(self, row: dict[str, Any], *, durable: bool) -> None:
         _write_all(self._manifest, orjson.dumps(row) + b"\n")
@@ -293,7 +294,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[Path]:
     """A temporary name to write under; at the end it reaches the disk and takes the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random, because process ids repeat among the machines of a cluster.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         _sync(temporary)

@@ -38,10 +38,11 @@ _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Lost:
-    """A shard that two workers died of, and how the second ended."""
+    """A shard that its workers died of: how the last of them ended, and how many there were."""
 
     shard: Shard
     ending: str
+    times: int = 2
 
 
 @dataclass(eq=False)
@@ -75,10 +76,12 @@ def _start(setup: bytes) -> _Worker:
     return worker
 
 
-class _Pool:
-    def __init__(self, shards: Iterator[Shard], setup: Setup, count: int) -> None:
+class Pool:
+    """Worker processes and what they hold, made by `work` or by a slot of a cluster; `setup` is a pickled `Setup`."""
+
+    def __init__(self, shards: Iterator[Shard], setup: bytes, count: int) -> None:
         self.shards = shards
-        self.setup = pickle.dumps(setup)
+        self.setup = setup
         self.count = count
         self.workers: list[_Worker] = []
         self.waiting: deque[Shard] = deque()
@@ -86,7 +89,13 @@ class _Pool:
         self.tried: set[int] = set()
         self.failed_starts = 0
 
+    def answer(self, shard: Shard) -> ShardRecord | Lost:
+        """The answer to one more shard, by workers that stay."""
+        self.shards, self.exhausted = iter([shard]), False
+        return next(self.answers())
+
     def answers(self) -> Iterator[ShardRecord | Lost]:
+        """The answers to all shards, as they come."""
         while True:
             self._hand_out()
             busy = any(worker.shard is not None for worker in self.workers)
@@ -155,6 +164,7 @@ class _Pool:
         return None
 
     def close(self) -> None:
+        """Kill the workers."""
         for worker in self.workers:
             worker.process.kill()
             worker.process.wait()
@@ -182,7 +192,7 @@ def work(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRe
     RunError
         If a shard's files cannot be written or workers cannot start.
     """
-    pool = _Pool(shards, setup, count)
+    pool = Pool(shards, pickle.dumps(setup), count)
     try:
         yield from pool.answers()
     finally:

@@ -5,6 +5,7 @@ A row that is not a document becomes a `Reject` with file, line and reason, neve
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import zlib
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 import zstandard
 
-from assay.detection.corpus.sources import InputFile, check_unchanged
+from assay.detection.corpus.sources import InputFile, check_unchanged, open_input
 from assay.detection.corpus.streams import BUFFER, Gzip, Hashed, Zstandard
 
 _ROWS_PER_BATCH = 1024
@@ -124,7 +125,7 @@ def _read_file(
     sha256 = None
     try:
         check_unchanged(file)
-        with open(file.path, "rb") as handle:
+        with open_input(file) as handle:
             raw = Hashed(handle)
             try:
                 yield from formats[file.format](index, file, columns, skip, raw, progress)
@@ -235,7 +236,10 @@ def _parquet(
 def _parquet_rows(index: int, file: InputFile, columns: Columns, skip: int, progress: _Progress) -> Iterator[Row]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(file.path) as source:
+    # By path where there is one: pyarrow then reads columns without the interpreter's lock.
+    with contextlib.ExitStack() as stack:
+        place = file.path if file.store is None else stack.enter_context(open_input(file))
+        source = stack.enter_context(parquet.ParquetFile(place))
         reject = _schema_reject(source.schema_arrow, columns)
         if reject is not None:
             if not skip:

@@ -1,4 +1,4 @@
-"""Corpus inputs: which files, in which order.
+"""Corpus inputs: which files and objects, in which order.
 
 Arguments keep the order given; inside a folder or a glob, files are sorted by path. The order never depends on the
 file system, so shard k holds the same documents on every run.
@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from assay._errors import RunError
+from assay.detection.corpus.stores import OpenObject, find_objects, is_uri, size_and_time
 
 Format = Literal["text", "lines", "parquet"]
 
@@ -35,17 +36,20 @@ class InputFile:
     Attributes
     ----------
     path
-        Where it is read.
+        Where it is read; a string in a store.
     name
-        How results name it: the path as given, with bytes that are not UTF-8 written as escapes.
+        How results name it: the path as given, with bytes that are not UTF-8 written as escapes, or a URI.
     size, mtime_ns
         Bytes and time of change; -1 where the file could not be looked at, which becomes a reject.
+    store
+        The pyarrow file system of an object; None for a file.
     """
 
-    path: Path
+    path: Path | str
     name: str
     size: int
     mtime_ns: int
+    store: Any = None
 
     @property
     def format(self) -> Format:
@@ -56,9 +60,9 @@ class InputFile:
         return found
 
 
-def format_of(path: Path) -> Format | None:
+def format_of(path: Path | str) -> Format | None:
     """How a file of this name is read, or None where it is not an input."""
-    name = path.name.lower()
+    name = os.fspath(path).lower()
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
 
@@ -68,7 +72,8 @@ def find_inputs(paths: Iterable[str | os.PathLike[str]], *, exclude: Path | None
     Parameters
     ----------
     paths
-        Files, folders (searched through, without names that begin with a dot) and glob patterns (`**` is known).
+        Files, folders (searched through, without names that begin with a dot) and glob patterns (`**` is known); URIs
+        of objects and of folders of objects.
     exclude
         A folder whose content is no input: the run's own output.
 
@@ -76,12 +81,16 @@ def find_inputs(paths: Iterable[str | os.PathLike[str]], *, exclude: Path | None
     ------
     RunError
         If a path does not exist, a pattern matches nothing, a named file has a format that is not read, or nothing
-        is found at all.
+        is found at all, or an object store does not answer.
     """
     given = [os.fspath(path) for path in paths]
     shut_out = None if exclude is None else exclude.resolve()
-    found: dict[Path, InputFile] = {}
+    found: dict[Path | str, InputFile] = {}
     for argument in given:
+        if is_uri(argument):
+            for file in _objects(argument):
+                found.setdefault(file.name, file)
+            continue
         for path in _expand(argument):
             resolved = path.resolve()
             if shut_out is None or not resolved.is_relative_to(shut_out):
@@ -92,6 +101,15 @@ def find_inputs(paths: Iterable[str | os.PathLike[str]], *, exclude: Path | None
             f"Looked for files that end in {_ACCEPTED}."
         )
     return list(found.values())
+
+
+def _objects(uri: str) -> Iterator[InputFile]:
+    objects, folder = find_objects(uri)
+    for each in objects:
+        if format_of(each.path) is not None:
+            yield InputFile(each.path, each.name, each.size, each.mtime_ns, each.store)
+        elif not folder:
+            raise RunError(f"paths must be objects that end in {_ACCEPTED}, or folders of them, got {each.name!r}.")
 
 
 def _expand(argument: str) -> Iterator[Path]:
@@ -133,18 +151,29 @@ def _look_at(path: Path) -> InputFile:
     return InputFile(path, name, facts.st_size, facts.st_mtime_ns)
 
 
+def open_input(file: InputFile) -> BinaryIO:
+    """The file's bytes, from its beginning; can be sought in."""
+    if file.store is not None:
+        return cast(BinaryIO, OpenObject(file.store, str(file.path), file.name))
+    return open(file.path, "rb")
+
+
 def check_unchanged(file: InputFile) -> None:
     """Refuse a file that is no longer what the run was set up with.
 
     Raises
     ------
     RunError
-        If size or time of change differ.
+        If size or time of change differ, or the file's store does not answer.
     OSError
         If the file cannot be looked at.
     """
-    facts = os.stat(file.path)
-    if not stat.S_ISREG(facts.st_mode) or (facts.st_size, facts.st_mtime_ns) != (file.size, file.mtime_ns):
+    if file.store is not None:
+        unchanged = size_and_time(file.store, str(file.path), file.name) == (file.size, file.mtime_ns)
+    else:
+        facts = os.stat(file.path)
+        unchanged = stat.S_ISREG(facts.st_mode) and (facts.st_size, facts.st_mtime_ns) == (file.size, file.mtime_ns)
+    if not unchanged:
         raise RunError(
             f"{file.name} changed during the run, and the results would mix two versions of it. "
             "Start again with another --out once the inputs are at rest."
