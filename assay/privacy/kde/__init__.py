@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from assay.privacy.kde.l1 import L1KDE
     from assay.privacy.kde.l2 import L2KDE
     from assay.privacy.kde.lp import LpKDE
+    from assay.privacy.kde.reference_corpus import Distances, corpus_distance, release_corpus, style_features
     from assay.privacy.kde.release import Plan
 
 # Name -> module: nothing is loaded until it is used.
 _HOME = {
     "Clamping": "frame",
+    "Distances": "reference_corpus",
+    "corpus_distance": "reference_corpus",
+    "release_corpus": "reference_corpus",
+    "style_features": "reference_corpus",
     "GaussianKDE": "gaussian",
     "L1KDE": "l1",
     "L2KDE": "l2",
@@ -23,7 +28,18 @@ _HOME = {
     "Plan": "release",
 }
 
-__all__ = ["L1KDE", "L2KDE", "Clamping", "GaussianKDE", "LpKDE", "Plan"]
+__all__ = [
+    "L1KDE",
+    "L2KDE",
+    "Clamping",
+    "Distances",
+    "GaussianKDE",
+    "LpKDE",
+    "Plan",
+    "corpus_distance",
+    "release_corpus",
+    "style_features",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -7,12 +7,14 @@ independent. Error of the default, with R = high - low for all coordinates: 6.70
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils.validation import check_is_fitted
 
 from assay.privacy.accounting import Adjacency, Unit
 from assay.privacy.kde.blocks import Arrays, Block, Terms
@@ -150,6 +152,19 @@ class L1KDE(Release):
                 )
                 plans.append(deep_enough(found) if kind == "centred" else min(found, key=error_of))
         return min(plans, key=error_of)
+
+    def count(self) -> tuple[float, float]:
+        """The number of records, and its standard error: from the noisy counts of the largest nodes, at no cost.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `load`.
+        """
+        check_is_fitted(self, "plan_")
+        first = self.plan_.blocks[0]
+        counts = self.arrays_[first.name][:, first.start : first.stop]
+        return float(counts.sum(axis=1).mean()), math.sqrt(counts.shape[1] * first.variance / counts.shape[0])
 
     def _make(self, kind: str, depth: int) -> Any:
         extra = {"alpha": float(self.alpha)} if kind == "rings" else {}

@@ -101,7 +101,7 @@ class Plan:
         return f"{self.design.name}: {spent} for {about}; {errors}"
 
 
-def plan_of(design: Any, terms: Terms, noise_error: Any, approximation: float) -> Plan:
+def plan_of(design: Design, terms: Terms, noise_error: Any, approximation: float) -> Plan:
     """A plan; `noise_error` is a function of the blocks."""
     blocks = design.blocks(terms.law, terms.for_one_record(design.factor(terms.law)))
     return Plan(design, terms, blocks, float(noise_error(blocks)), float(approximation))

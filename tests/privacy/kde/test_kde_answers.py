@@ -122,6 +122,7 @@ def test_standard_error_is_the_impulse_response(name: str, budget: str) -> None:
     np.testing.assert_allclose(kde.standard_error(places(name, 12)), kde._weight() * np.sqrt(found), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_errors_scatter_as_stated(name: str) -> None:
     """500 releases of the same records: errors have mean 0 and the stated variance.
