@@ -166,7 +166,7 @@ def copy_up(folder: Path, names: Iterable[str], uri: str) -> None:
             target = f"{path}/{name}"
             fs.copy_files(str(folder / name), target, fs.LocalFileSystem(), store)
             # pyarrow closes, and so completes, an upload whose source failed under it.
-            with open(folder / name, "rb") as ours, store.open_input_stream(target) as theirs:
+            with open(folder / name, "rb") as ours, store.open_input_stream(target, compression=None) as theirs:
                 if _sha256(ours) != _sha256(theirs):
                     raise RunError(
                         f"copy_to: {_shown(uri)}/{name} is not what was sent. The same command copies it again."
