@@ -12,6 +12,9 @@ from assay.privacy.noise import Integers
 
 Floats = npt.NDArray[np.float64]
 
+# Eighth powers of it, and sums of those, are still finite.
+_LARGEST = 1e30
+
 
 @dataclass(frozen=True)
 class Clamping:
@@ -107,7 +110,7 @@ def as_points(values: npt.ArrayLike, dims: int, argument: str, *, finite: bool =
     TypeError
         If they are not real numbers.
     ValueError
-        If the shape is wrong, one is NaN, or, with `finite`, infinite.
+        If the shape is wrong, one is NaN, or, with `finite`, infinite or beyond 1e30.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "buif":
@@ -119,6 +122,8 @@ def as_points(values: npt.ArrayLike, dims: int, argument: str, *, finite: bool =
     array = np.ascontiguousarray(array, dtype=np.float64)
     if np.isnan(array).any():
         raise ValueError(f"{argument} must not be NaN. Drop or impute such rows first.")
-    if finite and not np.isfinite(array).all():
-        raise ValueError(f"{argument} must be finite.")
+    if finite and array.size and not np.abs(array).max() <= _LARGEST:
+        raise ValueError(
+            f"{argument} must be finite, at most {_LARGEST:g} in magnitude. Scale them down, and the bounds."
+        )
     return array

@@ -130,7 +130,9 @@ class GaussianKDE(Release):
     def _pairs_for(self, terms: Terms, n: int) -> int:
         if self.pairs is not None:
             return check_count(self.pairs, "pairs", most=2**20)
-        best = n * float(terms.amount) / math.sqrt(8) if terms.law == "laplace" else n**2 * float(terms.amount)
+        factor = FourierFeatures(dims=1, pairs=1, bandwidth=1.0, seed=0).factor(terms.law)
+        amount = float(terms.for_one_record(factor))
+        best = n * amount / math.sqrt(8) if terms.law == "laplace" else n**2 * amount
         return int(min(max(math.ceil(best), _PAIRS[0]), _PAIRS[1]))
 
     def _grids(self, frame: Frame) -> Iterator[GaussCells]:

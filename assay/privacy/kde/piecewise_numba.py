@@ -160,8 +160,8 @@ def centred_variance(points, origin, range_, scale, levels, own):
             place = (points[i, j] - origin[j]) / range_[j]
             unit = scale[j] * scale[j]
             if place < 0.0 or place >= 1.0:
-                for node in range(2):
-                    u = abs(4.0 * place - (2 * node + 1))
+                for half in range(2):
+                    u = abs(4.0 * place - (2 * half + 1))
                     for k in range(power + 1):
                         term = choose[k] * u ** (power - k)
                         out[i] += term * term * levels[0, k] * unit / 4.0**power

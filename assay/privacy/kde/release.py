@@ -170,7 +170,8 @@ class Release(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         Parameters
         ----------
         points
-            Shape (m, dims), or (m,) for one dimension; finite. They may lie outside the bounds.
+            Shape (m, dims), or (m,) for one dimension; finite, at most 1e30 in magnitude. They may lie outside the
+            bounds.
 
         Returns
         -------

@@ -58,6 +58,51 @@ def test_deep_trees_are_exact_on_the_grid(name: str) -> None:
     np.testing.assert_allclose(kde.query(queries), brute(name, points, queries), rtol=2e-4)
 
 
+@given(
+    kind=st.sampled_from(["centred", "refined", "histogram"]),
+    depth=st.integers(1, 10),
+    dims=st.integers(1, 3),
+    n=st.integers(1, 30),
+    width=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_errs_within_the_bound(kind: str, depth: int, dims: int, n: int, width: float, seed: int) -> None:
+    """Any depth, width and number of records, some of them on top of each other and on the bounds."""
+    rng = np.random.default_rng(seed)
+    low = rng.normal(size=dims) * width
+    points = low + width * rng.choice([0.0, 1.0, 0.5, *rng.uniform(size=3)], (n, dims))
+    queries = low + width * rng.uniform(-1, 2, (8, dims))
+    kde = L1KDE(
+        low=low,
+        high=low + width,
+        dims=dims,
+        n=n,
+        rho=1,
+        adjacency="replace",
+        unit="event",
+        construction=kind,
+        depth=depth,
+    ).fit(points, noise=NoNoise())
+    exact = np.abs(points[:, None] - queries).sum(axis=(0, 2))
+    assert np.abs(kde.query(queries) - exact).max() <= kde.plan_.approximation * (1 + 1e-9) + 1e-9 * exact.max()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_far_queries(name: str) -> None:
+    """A query at 1e6 is answered as at any other place; beyond 1e30 it is refused, records beyond are not."""
+    points = records(name, 20)
+    dims = points.shape[1]
+    kde = make(name, **({"projections": 256} if name == "l2" else {})).fit(points, noise=NoNoise())
+    far = np.full((1, dims), 1e6)
+    exact = brute(name, points, far)
+    # Cosines of large angles keep their error, which is no smaller far away.
+    slack = 20.0 if name == "features" else 0.5 * exact if name in ("l1-rings", "l2") else 1e-3 * exact + 1e-9
+    assert (np.abs(kde.query(far) - exact) <= slack).all()
+    with pytest.raises(ValueError, match="at most 1e"):
+        kde.query(np.full((1, dims), 1e31))
+
+
 def test_records_at_leaf_edges_and_bounds() -> None:
     points = np.linspace(0, 1, 65)
     for kind in ("centred", "refined", "histogram"):

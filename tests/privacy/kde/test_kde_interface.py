@@ -64,6 +64,8 @@ def test_files_hold_nothing_private_and_no_pickle(tmp_path: Path) -> None:
         assert not hasattr(held_by, "clamping_")
         np.testing.assert_array_equal(held_by.query(points), kde.query(points))
     assert repr(kde.clamping_) == "Clamping()"
+    # scikit-learn shows fitted attributes in notebooks: this one by its repr.
+    assert "<td>Clamping()</td>" in kde._repr_html_() or "clamping_" not in kde._repr_html_()
     assert "clamping" not in repr(kde)
 
 
