@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from assay.service.routes import detect, health, jobs, keys
+from assay.service.routes import detect, health, jobs, keys, pages, reports
 
-ROUTERS: tuple[APIRouter, ...] = (health.router, keys.router, detect.router, jobs.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    keys.router,
+    detect.router,
+    jobs.router,
+    reports.router,
+    pages.router,
+)
 
 STREAMED = frozenset({"/v1/detect/stream", "/v1/jobs"})
 """Paths whose bodies are read piece by piece and limited by their routes."""

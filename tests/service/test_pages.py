@@ -1,0 +1,418 @@
+"""The web page: log in, test a text, jobs, reports; without scripts, under its own policy, in a real browser."""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from fastapi.testclient import TestClient
+
+from assay.detection.text import load_tokenizer
+from assay.service.app import create_app
+from assay.service.auth import create_api_key, revoke_api_key
+from assay.service.pages import render, verdict
+from assay.service.pages.sessions import WebSessions, form_token
+from assay.service.settings import Settings
+from assay.service.worker import work
+from assay.watermark.gumbel import GumbelConfig, unmarked_key
+from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import sampler_of
+
+PLAIN = (
+    "Dear editor, thank you for your letter of last week. I have read the proofs with care and found three slips on "
+    "the second page, which I have marked in red. The map at the end is upside down. My brother adds this account of "
+    "our walk along the shore, and sends his regards to your sister, whose drawings of the harbour we admired. "
+)
+HOSTILE = (
+    '<script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }} \u202eevil \x07 &amp; </div></main>' + PLAIN
+)
+
+
+def marked_text(key: SecretKey, tokens: int = 120, seed: int = 0) -> str:
+    """Words of the bundled vocabulary, drawn under the key; they come back as the same tokens."""
+    tokenizer = load_tokenizer("default")
+    vocabulary = tokenizer.backend.get_vocab()
+    words = sorted(id for piece, id in vocabulary.items() if re.fullmatch(r"Ġ[a-z]{3,}", piece))[:500]
+    rng = np.random.default_rng(seed)
+    draw = sampler_of(key.config, use_key(key), unmarked_key(b"page"))
+    history = list(rng.choice(words, 4))
+    for _ in range(tokens):
+        row = np.full(tokenizer.backend.get_vocab_size(), -np.inf)
+        row[rng.choice(words, 40, replace=False)] = 0.0
+        history.append(int(draw(np.array([history], dtype=np.int64), row[None], None)[0]))
+    return str(tokenizer.backend.decode(history)).strip()
+
+
+class Service:
+    """A service with two tenants, a key and marked text."""
+
+    def __init__(self, data: Path) -> None:
+        self.app = create_app(Settings(data=data))
+        self.state = self.app.state.assay
+        self.tokens = {}
+        for tenant, scopes in (("press", ["admin"]), ("reader", ["detect"]), ("other", ["admin"])):
+            _, self.tokens[tenant] = create_api_key(self.state.sessions, tenant, scopes)
+            self.state.keys.create(tenant, GumbelConfig(), f"key-{tenant}")
+        _, self.tokens["guest"] = create_api_key(self.state.sessions, "press", ["detect"])
+        self.key = self.state.keys.key("press", "key-press")
+        self.marked = marked_text(self.key)
+
+    def browser(self, who: str | None = "press") -> Browser:
+        found = Browser(TestClient(self.app, base_url="https://testserver", follow_redirects=False))
+        if who is not None:
+            assert found.login(self.tokens[who]).status_code == 303
+        return found
+
+
+class Browser:
+    """A client that fills in the forms it was shown."""
+
+    def __init__(self, client: TestClient | httpx.Client) -> None:
+        self.client = client
+
+    def get(self, path: str) -> httpx.Response:
+        return self.client.get(path)
+
+    def token(self, path: str = "/") -> str:
+        found = re.search(r'name="form_token" value="([0-9a-f]{64})"', self.client.get(path).text)
+        assert found is not None
+        return found.group(1)
+
+    def login(self, api_key: str) -> httpx.Response:
+        return self.client.post("/login", data={"api_key": api_key, "form_token": self.token()})
+
+    def post(self, path: str, **fields: str) -> httpx.Response:
+        return self.client.post(path, data={"form_token": self.token(), **fields})
+
+    def test(self, text: str = "", file: bytes | None = None, **fields: str) -> httpx.Response:
+        files = {"file": ("a.txt", file, "text/plain")} if file is not None else {"file": ("", b"")}
+        data = {"form_token": self.token(), "text": text, **fields}
+        return self.client.post("/test", data=data, files=files)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = Service(tmp_path_factory.mktemp("service"))
+    yield made
+    made.state.engine.dispose()
+
+
+class Elements(HTMLParser):
+    """Elements with attributes; nesting checked."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def accessible(source: str) -> Elements:
+    """The page, after checking what keyboard and screen-reader users need, and that nothing in it can run."""
+    page = Elements(source)
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("main")) == len(page.all("h1")) == len(page.all("title")) == 1
+    assert page.all("a")[0] == {"class": "skip", "href": "#main"}
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labelled = {attributes["for"] for attributes in page.all("label")}
+    for tag, attributes in page.elements:
+        if tag in ("textarea", "select") or (tag == "input" and attributes.get("type") != "hidden"):
+            assert attributes["id"] in labelled, attributes
+        for name in ("aria-labelledby", "aria-describedby"):
+            assert set((attributes.get(name) or "").split()) <= set(ids), attributes
+        assert not any(name.startswith("on") or name == "style" for name in attributes), attributes
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
+    assert all(attributes["scope"] in ("col", "row") for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert not {"script", "style", "iframe", "object", "embed", "base", "img"} & {tag for tag, _ in page.elements}
+    return page
+
+
+def test_visitor_sees_the_login_and_nothing_else(service: Service) -> None:
+    visitor = service.browser(None)
+    answer = visitor.get("/")
+    assert answer.status_code == 200
+    accessible(answer.text)
+    assert "API key" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+    for path in ("/jobs", "/reports", f"/reports/report-{'0' * 24}"):
+        answer = visitor.get(path)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert visitor.client.post("/test", data={"text": "x"}).status_code == 303
+
+
+def test_cookies_are_strict_and_hold_no_api_key(service: Service) -> None:
+    browser = service.browser(None)
+    answer = browser.login(service.tokens["press"])
+    cookie = next(one for one in answer.headers.get_list("set-cookie") if one.startswith("assay_session="))
+    for part in ("HttpOnly", "SameSite=strict", "Secure", "Max-Age=28800"):
+        assert part in cookie
+    secret = service.tokens["press"].rsplit("_", 1)[1]
+    pages = [browser.get(path).text for path in ("/", "/jobs", "/reports")] + [browser.test(service.marked).text]
+    assert not any(secret in text or secret in cookie for text in pages)
+    kept = [path.read_text() for path in (service.state.settings.data / "web-sessions").iterdir()]
+    assert kept
+    token = cookie.split("=", 1)[1].split(";")[0]
+    assert not any(secret in text or token in text for text in kept)
+
+
+def test_wrong_keys_are_refused_alike(service: Service) -> None:
+    right = service.tokens["press"]
+    answers = set()
+    for wrong in ("", "nonsense", right[:-4] + "AAAA", "assay_" + "a" * 16 + "_" + "A" * 43, "\ud7ff" * 300):
+        answer = service.browser(None).login(wrong)
+        assert answer.status_code == 401
+        assert not any("assay_session" in one for one in answer.headers.get_list("set-cookie"))
+        answers.add(re.sub(r'value="\w+"', "", answer.text))
+    assert len(answers) == 1
+    accessible(answer.text)
+    assert service.browser(None).login(f"  {right}\n").status_code == 303
+
+
+def test_forms_need_the_token_of_this_browser(service: Service) -> None:
+    browser, another = service.browser(), service.browser()
+    cases = [None, "", "0" * 64, another.token(), "é" * 64]
+    for path in ("/test", "/logout", f"/jobs/job-{'0' * 24}/report"):
+        for token in cases:
+            data = {"text": PLAIN} | ({} if token is None else {"form_token": token})
+            answer = browser.client.post(path, data=data)
+            assert answer.status_code == 403, (path, token)
+    # A request that another site started is refused even with the right token.
+    data = {"text": PLAIN, "form_token": browser.token()}
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200)):
+        assert browser.client.post("/test", data=data, headers={"sec-fetch-site": site}).status_code == status
+    visitor = service.browser(None)
+    login = {"api_key": service.tokens["press"], "form_token": form_token("x" * 43)}
+    assert visitor.client.post("/login", data=login).status_code == 403
+
+
+def test_logout_ends_the_session_on_the_server(service: Service) -> None:
+    browser = service.browser()
+    stolen = browser.client.cookies["assay_session"]
+    assert browser.post("/logout").status_code == 303
+    thief = service.browser(None)
+    thief.client.cookies.set("assay_session", stolen)
+    assert thief.get("/jobs").status_code == 303
+
+
+def test_sessions_end_with_time_and_with_the_api_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = WebSessions(service.state.settings.data / "some", service.state.sessions)
+    id, token = create_api_key(service.state.sessions, "press", ["detect"])
+    caller = service.state.authenticator.caller(token)
+    session = sessions.begin(caller)
+    assert sessions.caller(session) == caller
+    assert sessions.caller("../" + session[3:]) is None
+    now = time.time()
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + 8 * 3600 + 1)
+        assert sessions.caller(session) is None
+        sessions.begin(caller)
+    assert len(list((service.state.settings.data / "some").iterdir())) == 1
+    session = sessions.begin(caller)
+    assert sessions.caller(session) == caller
+    revoke_api_key(service.state.sessions, "press", id)
+    assert sessions.caller(session) is None
+
+
+def test_verdict_on_a_marked_passage_in_a_book(service: Service, human_text: str) -> None:
+    before, after = human_text[20_000:22_000], human_text[40_000:42_000]
+    answer = service.browser().test(f"{before} {service.marked} {after}")
+    assert answer.status_code == 200
+    page = accessible(answer.text)
+    assert "Very strong evidence of a mark" in answer.text
+    assert re.search(r"p-value\s+[\d.]+&#8239;&times;&#8239;10<sup>", answer.text)
+    assert "key-press" in page.text
+    assert "What this does not mean" in page.text
+    status = next(attributes for _, attributes in page.elements if attributes.get("role") == "status")
+    assert status["aria-live"] == "polite"
+    assert "autofocus" in page.all("h1")[0]
+    shown = re.search(r'<div class="text"[^>]*>(.*?)</div>', answer.text, re.DOTALL)
+    assert shown is not None
+    # Most of the passage is highlighted, most of the book is not.
+    marks = html.unescape(" ".join(re.findall(r"<mark>.*?</span>(.*?)<span.*?</mark>", shown.group(1), re.DOTALL)))
+    inside = set(service.marked.split())
+    outside = set(f"{before} {after}".split()) - inside
+    assert len(inside & set(marks.split())) > 0.7 * len(inside)
+    assert len(outside & set(marks.split())) < 0.25 * len(outside)
+
+
+def test_plain_text_shows_no_mark_and_what_that_does_not_mean(service: Service) -> None:
+    answer = service.browser().test(PLAIN)
+    assert "No evidence of a mark" in answer.text
+    assert "does not say that a person wrote the text" in answer.text
+    assert 'class="text"' in answer.text
+    assert "<mark>" not in answer.text
+    answer = service.browser().test("Hi")
+    assert "Nothing could be tested" in answer.text
+    assert "p-value" not in answer.text.split("<h2", 1)[0]
+
+
+def test_line_ends_of_a_text_area_do_not_change_the_text(service: Service) -> None:
+    words = service.marked.split()
+    lines = "\n".join(" ".join(words[i : i + 9]) for i in range(0, len(words), 9))
+    browser = service.browser()
+    number = re.compile(r'<p class="number">(.*?)</p>', re.DOTALL)
+    pasted = number.findall(browser.test(lines.replace("\n", "\r\n")).text)
+    uploaded = number.findall(browser.test(file=lines.encode()).text)
+    assert pasted == uploaded
+    assert pasted
+    # As they come in a file, the other line ends are another text.
+    assert number.findall(browser.test(file=lines.replace("\n", "\r\n").encode()).text) != uploaded
+
+
+def test_hostile_text_stays_text(service: Service) -> None:
+    answer = service.browser().test(HOSTILE)
+    assert answer.status_code == 200
+    page = accessible(answer.text)
+    for shown in ("<script>alert(1)</script>", "{{ 7*7 }}", "[U+202E]", "[U+0007]", "&amp;"):
+        assert shown in page.text
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "words"),
+    [
+        ("", None, "one of the two"),
+        ("a text", b"and a file", "one of the two"),
+        (" \r\n ", None, "one of the two"),
+        ("", b"\xff\xfe bad", "UTF-8"),
+        ("x" * 1_000_001, None, "at most 1000000 characters"),
+    ],
+)
+def test_what_cannot_be_tested_says_why(service: Service, text: str, file: bytes | None, words: str) -> None:
+    answer = service.browser().test(text, file)
+    assert answer.status_code == 422
+    assert 'role="alert"' in answer.text
+    assert words in accessible(answer.text).text
+
+
+def test_a_key_can_be_chosen_but_not_another_tenants(service: Service) -> None:
+    browser = service.browser()
+    assert "key-press" in browser.get("/").text
+    assert "key-other" not in browser.get("/").text
+    assert "Very strong" in browser.test(service.marked, key="key-press").text
+    answer = browser.test(service.marked, key="key-other")
+    assert answer.status_code == 404
+    accessible(answer.text)
+
+
+def test_readers_see_rounded_evidence_and_pay_for_parts(service: Service) -> None:
+    answer = service.browser("guest").test(service.marked)
+    assert "at most 1.0&#8239;&times;&#8239;10<sup>\u22129</sup>" in answer.text
+    assert "rounded up" in answer.text
+    assert "<select" not in service.browser("guest").get("/").text
+    guard = service.state.guard
+    caller = service.state.authenticator.caller(service.tokens["guest"])
+    assert guard.spend(caller, ["key-press"], guard._per_day - 2)
+    assert not guard.spend(caller, ["key-press"], 1), "one test with its parts costs two"
+    assert service.browser("guest").test(service.marked).status_code == 429
+    for path in ("/reports", f"/reports/report-{'0' * 24}"):
+        assert service.browser("guest").get(path).status_code == 403
+
+
+def test_jobs_and_reports_are_shown_and_belong_to_their_tenant(service: Service) -> None:
+    lines = [
+        orjson.dumps({"text": service.marked, "id": "<b>marked</b>"}),
+        orjson.dumps({"text": PLAIN, "id": "plain"}),
+    ]
+    header = {"authorization": f"Bearer {service.tokens['press']}"}
+    browser = service.browser()
+    sent = browser.client.post("/v1/jobs?id_column=id", content=b"\n".join(lines), headers=header)
+    job = sent.json()["id"]
+    queued = browser.get("/jobs").text
+    assert "queued" in queued
+    assert "Make a report" not in queued
+    assert work(service.state, once=True) == 1
+    shown = accessible(browser.get("/jobs").text)
+    assert "finished" in shown.text
+    assert job in shown.text
+    made = browser.post(f"/jobs/{job}/report")
+    assert made.status_code == 303
+    path = made.headers["location"]
+    report = browser.get(path)
+    assert report.status_code == 200
+    assert "<b>marked</b>" not in report.text
+    assert "&lt;b&gt;marked" in report.text
+    assert str(service.state.settings.data) not in report.text
+    assert "style-src 'sha256-" in report.headers["content-security-policy"]
+    assert browser.get(f"{path}/report.json").json()["counts"]["documents"] == 2
+    assert browser.get(f"{path}/report.sig.json").status_code == 404
+    for page in ("/jobs", "/reports"):
+        assert path in accessible(browser.get(page).text).all("a")[-1]["href"] or path in browser.get(page).text
+    stranger = service.browser("other")
+    for page in ("/jobs", "/reports"):
+        text = stranger.get(page).text
+        assert job not in text
+        assert path not in text
+    for answer in (stranger.get(path), stranger.get(f"{path}/report.json"), stranger.post(f"/jobs/{job}/report")):
+        assert answer.status_code == 404
+        accessible(answer.text)
+    assert "http-equiv" not in browser.get("/jobs").text
+    assert '<meta http-equiv="refresh" content="5">' in browser.get("/jobs?refresh=on").text
+    assert service.browser().get("/reports/../../etc/passwd").status_code == 404
+
+
+def test_headline_steps() -> None:
+    steps = {-50.0: 3, np.log(1e-6): 3, np.log(2e-6): 2, np.log(1e-3): 2, np.log(1e-2): 1, np.log(0.011): 0, 0.0: 0}
+    assert {log_p: verdict.headline(log_p, 9)[0] for log_p in steps} == steps
+    assert verdict.headline(-50.0, 0) == (0, "Nothing could be tested")
+
+
+def test_pieces_hold_the_whole_text_once() -> None:
+    text = "one two three four"
+    cut = verdict.pieces(text, [(0, 3), (4, 7), (6, 13)])
+    assert "".join(str(piece.html) for piece in cut) == text
+    assert [str(piece.html) for piece in cut if piece.marked] == ["one", "two", " three"]
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_contrast_in_light_and_dark() -> None:
+    css = render.style()[0].decode()
+    palettes = re.findall(r":root {([^}]*--paper[^}]*)}", css)
+    assert len(palettes) == 2
+    for palette in palettes:
+        c = dict(re.findall(r"--([\w-]+): (#\w{6})", palette))
+        inks = ("ink", "muted", "accent", "bad", "step0", "step1", "step2", "step3")
+        pairs = [(ink, paper, 4.5) for ink in inks for paper in ("paper", "card")]
+        # Edges of controls need 3 to 1.
+        pairs += [("ink", "hit", 4.5), ("on-accent", "accent", 4.5), ("edge", "paper", 3.0), ("edge", "card", 3.0)]
+        for ink, paper, least in pairs:
+            light, dark = sorted((luminance(c[ink]), luminance(c[paper])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= least, (ink, paper)
