@@ -41,11 +41,29 @@ def report(
     sign_with: Annotated[
         str | None, typer.Option("--sign-with", metavar="ID", help="Id of a signing key in the keyring.")
     ] = None,
+    private: Annotated[
+        Path | None,
+        typer.Option(
+            "--private",
+            metavar="LEDGER",
+            help="Write what may be published instead: private.html and private.json, differentially "
+            "private counts, paid for from this ledger; made on first use with --epsilon as its limit.",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="With --private: what this publication costs.", show_default=False)
+    ] = None,
     keyring: KeyringPath = DEFAULT_KEYRING,
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the audit report of a corpus run: report.html, report.json and, with --sign-with, report.sig.json."""
+    if (private is None) != (epsilon is None):
+        raise typer.BadParameter("--private LEDGER and --epsilon go together.")
+    if private is not None and epsilon is not None:
+        with refusals():
+            _publish(run_dir, out, private, epsilon, as_json=as_json)
+        return
     from assay.report import Report
 
     with refusals():
@@ -92,6 +110,26 @@ def verify(
     else:
         typer.echo(_words(finding))
     raise typer.Exit(0 if finding.valid else 1)
+
+
+def _publish(run_dir: Path, out: Path, ledger: Path, epsilon: float, *, as_json: bool) -> None:
+    """Write the private statistics of a run."""
+    from assay.privacy import Budget, Ledger
+    from assay.report.private import publish_run
+
+    if ledger.exists():
+        opened = Ledger.open(ledger)
+    else:
+        opened = Ledger.create(ledger, Budget.pure(epsilon, adjacency="add-remove", unit="document"))
+        say(f"made ledger {ledger}, limit epsilon = {epsilon:g}.")
+    with opened:
+        made = publish_run(run_dir, opened, epsilon=epsilon)
+    made.save(out)
+    if wants_json(as_json):
+        write_json(made.to_dict())
+    else:
+        spent = f"{made.epsilon_spent:g} of {made.epsilon_limit:g} spent ({made.accountant})"
+        typer.echo(f"Published at epsilon = {made.epsilon:g}; {spent}.\nPage: {out / 'private.html'}")
 
 
 def _words(finding: Verification) -> str:
