@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from assay.conformal._arrays import Bools, Floats
 from assay.conformal.evaluation import check_intervals, covered, rolling_coverage
 
 if TYPE_CHECKING:
@@ -28,6 +30,44 @@ _SETTINGS = {
     "font.size": 13,
     "text.parse_math": False,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """Colours of a picture of intervals."""
+
+    truth: str = _INK
+    forecast: str = _ACCENT
+    band: str = _BAND
+    missed: str = _ALARM
+
+
+def draw_intervals(
+    axes: Axes,
+    steps: npt.NDArray[np.int64],
+    truth: Floats,
+    point: Floats,
+    ends: Floats,
+    missed: Bools,
+    alarm: int | None,
+    colours: Colours,
+) -> None:
+    """The picture of `intervals_over_time` on axes of one's own; ends have shape (n, 2), alarm is one of the steps."""
+    lower, upper = ends[:, 0], ends[:, 1]
+    shown = np.concatenate([truth, point, ends[np.isfinite(ends)]])
+    margin = 0.05 * float(np.ptp(shown)) or 0.5
+    bottom, top = float(shown.min()) - margin, float(shown.max()) + margin
+    # Where one end only is infinite, the interval is open to that side and the band goes on to the edge of the picture.
+    none = np.isinf(lower) & np.isinf(upper)
+    low = np.where(none, np.nan, np.maximum(lower, bottom))
+    high = np.where(none, np.nan, np.minimum(upper, top))
+    axes.fill_between(steps, low, high, color=colours.band, linewidth=0)
+    axes.plot(steps, point, color=colours.forecast, linewidth=1)
+    axes.plot(steps, truth, color=colours.truth, linewidth=1)
+    axes.scatter(steps[missed], truth[missed], s=16, color=colours.missed, zorder=3)
+    if alarm is not None:
+        axes.axvline(alarm, color=colours.missed, linewidth=1.4, linestyle=(0, (5, 3)))
+    axes.set_ylim(bottom, top)
 
 
 def intervals_over_time(
@@ -45,7 +85,7 @@ def intervals_over_time(
     y, point
         Finite, shape (n,).
     intervals
-        Shape (n, 2) or (n, 2, 1). Infinite ends leave a gap in the band.
+        Shape (n, 2) or (n, 2, 1). An infinite end draws the band to the edge, two leave a gap in it.
     alarm
         Index of the alarm, if any.
     title
@@ -57,17 +97,11 @@ def intervals_over_time(
         raise ValueError(f"point must be finite numbers, shape {truth.shape}, got shape {centre.shape}.")
     if ends.shape[2] != 1:
         raise ValueError(f"intervals must be of one level for a picture, got {ends.shape[2]}.")
-    lower, upper = (np.where(np.isfinite(end), end, np.nan) for end in (ends[:, 0, 0], ends[:, 1, 0]))
     missed = ~covered(truth, ends)[:, 0]
     steps = np.arange(len(truth))
 
     def draw(axes: Axes) -> None:
-        axes.fill_between(steps, lower, upper, color=_BAND, linewidth=0)
-        axes.plot(steps, centre, color=_ACCENT, linewidth=1)
-        axes.plot(steps, truth, color=_INK, linewidth=1)
-        axes.scatter(steps[missed], truth[missed], s=16, color=_ALARM, zorder=3)
-        if alarm is not None:
-            axes.axvline(alarm, color=_ALARM, linewidth=1.4, linestyle=(0, (5, 3)))
+        draw_intervals(axes, steps, truth, centre, ends[:, :, 0], missed, alarm, Colours())
         axes.set_xlabel("step")
         axes.set_ylabel("value")
 

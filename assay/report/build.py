@@ -18,6 +18,7 @@ from assay.detection.multiplicity import benjamini_hochberg
 from assay.report import shares, wording
 from assay.report.columns import Booleans, Floats, Identity, Integers, ResultColumns, most_certain
 from assay.report.excerpts import clean, fit
+from assay.report.monitoring import monitored
 from assay.report.records import (
     SHORT_TOKENS,
     Counts,
@@ -25,6 +26,7 @@ from assay.report.records import (
     Excerpt,
     InputFile,
     KeyRecord,
+    MonitoredSource,
     RejectReason,
     TokenizerRecord,
     Version,
@@ -50,6 +52,7 @@ class Circumstances:
     outputs: Sequence[InputFile]
     tokenizer: TokenizerRecord | None
     rejects: Sequence[RejectReason]
+    monitoring: tuple[MonitoredSource, ...]
 
 
 def from_results(
@@ -64,6 +67,7 @@ def from_results(
     rejects: Sequence[RejectReason],
     listed: int,
     made: datetime | None,
+    monitoring: Iterable[Any],
 ) -> Report:
     """See `Report.from_results`."""
     rows = [_row(item) for item in results]
@@ -104,6 +108,7 @@ def from_results(
         outputs=(),
         tokenizer=tokenizer_record(tokenizer),
         rejects=rejects,
+        monitoring=monitored(monitoring),
     )
     return assemble(columns, fdr, _placed([row[0] for row in rows], excerpts), circumstances)
 
@@ -155,6 +160,7 @@ def assemble(
         tokenizer=circumstances.tokenizer,
         rejects=tuple(RejectReason(reason=clean(one.reason), rows=one.rows) for one in circumstances.rejects),
         limits=wording.LIMITS,
+        monitoring=circumstances.monitoring,
     )
 
 

@@ -1,4 +1,4 @@
-"""The report's two pictures, as SVG that stands inside a page: no metadata, no style attributes, no ids that clash.
+"""The report's pictures, as SVG that stands inside a page: no metadata, no style attributes, no ids that clash.
 
 matplotlib draws with marker colours; each becomes a class of the page's style sheet, so that pictures follow the
 reader's light or dark setting and the page needs no inline style. Nothing that comes from a document enters a picture.
@@ -12,13 +12,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from assay.report.records import SHORT_TOKENS, Histogram, LengthBucket
+import numpy as np
+
+from assay.conformal.plots import Colours, draw_intervals
+from assay.report.records import SHORT_TOKENS, Histogram, LengthBucket, MonitoredSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _RULE, _ACCENT, _BAND, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-_CLASSES = {_INK: "ink", _MUTED: "muted", _RULE: "rule", _ACCENT: "accent", _BAND: "band", _PAPER: "paper"}
+_INK, _MUTED, _RULE, _ACCENT, _BAND, _MARK = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+_CLASSES = {_INK: "ink", _MUTED: "muted", _RULE: "rule", _ACCENT: "accent", _BAND: "band", _MARK: "mark"}
 _WIDTH, _DPI = 720, 72
 _SETTINGS = {
     "svg.hashsalt": "assay.report",
@@ -75,6 +78,27 @@ def flagged_by_length(lengths: tuple[LengthBucket, ...], *, title: str, descript
         axes.set_ylabel("flagged, %")
 
     return _svg(draw, height=296, top=28, name="lengths", title=title, description=description)
+
+
+def monitored(source: MonitoredSource, *, name: str, title: str, description: str) -> str:
+    """A source's scores over time with their intervals, misses and alarm; scores are numbered from 1."""
+
+    def draw(axes: Axes) -> None:
+        first = source.first + 1
+        draw_intervals(
+            axes,
+            np.arange(first, first + len(source.scores)),
+            np.array(source.scores),
+            np.array(source.point),
+            np.column_stack([source.lower, source.upper]),
+            np.array(source.missed),
+            None if source.alarm is None else source.alarm + 1,
+            Colours(truth=_INK, forecast=_ACCENT, band=_BAND, missed=_MARK),
+        )
+        axes.set_xlabel("number of the score, in the order of time")
+        axes.set_ylabel("score")
+
+    return _svg(draw, height=280, top=8, name=name, title=title, description=description)
 
 
 def bucket_label(bucket: LengthBucket) -> str:

@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 SHORT_TOKENS = 200
 """Documents with fewer tokens are marked as short."""
 
+MOST_STEPS = 500
+"""Most scores of a monitored source that a report holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Excerpt:
@@ -198,6 +201,72 @@ class RejectReason:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MonitoredSource:
+    """What a monitor saw of one source: the alarm, its bound, and the series or the part of it that matters.
+
+    Attributes
+    ----------
+    source
+        Name of the source.
+    words
+        The outcome, with the anytime-valid bound on a false alarm, in two or three sentences.
+    alpha
+        Miscoverage level of the intervals, in (0, 1).
+    max_miss_rate, false_alarm
+        If every interval misses with probability at most the first, given the past, an alarm is ever raised with
+        probability at most the second; both in (0, 1).
+    n_scores, n_missed
+        Scores watched, and those that left their intervals on a side that counts.
+    alarm
+        Place of the score at which the alarm was raised, from 0; None if none was.
+    log_evalue_largest
+        Largest natural logarithm of the e-value; the alarm stands where it first reaches -log(false_alarm).
+    first
+        Place of the first score of the series below, which has at most 500.
+    scores, point, lower, upper
+        Scores, forecasts and ends of the intervals; an end that is not watched is infinite.
+    missed
+        Which scores are counted in `n_missed`.
+    log_evalue
+        Natural logarithm of the e-value after each score.
+    """
+
+    source: str
+    words: str
+    alpha: float
+    max_miss_rate: float
+    false_alarm: float
+    n_scores: int
+    n_missed: int
+    alarm: int | None
+    log_evalue_largest: float
+    first: int
+    scores: tuple[float, ...]
+    point: tuple[float, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    missed: tuple[bool, ...]
+    log_evalue: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "max_miss_rate", "false_alarm"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}.")
+        n = len(self.scores)
+        others = (self.point, self.lower, self.upper, self.missed, self.log_evalue)
+        if not 1 <= n <= MOST_STEPS or any(len(series) != n for series in others):
+            raise ValueError(f"the series of a monitored source must be of equal length in 1..{MOST_STEPS}, got {n}.")
+        if not (0 <= self.first <= self.n_scores - n and 0 <= self.n_missed <= self.n_scores):
+            raise ValueError(f"first must be in 0..{self.n_scores - n} and n_missed in 0..{self.n_scores}.")
+        if self.alarm is not None and not 0 <= self.alarm - self.first < n:
+            raise ValueError(f"alarm must be the place of a score in the series, got {self.alarm}.")
+        if not all(map(math.isfinite, (*self.scores, *self.point))):
+            raise ValueError("scores and point of a monitored source must be finite.")
+        if not all(low <= high for low, high in zip(self.lower, self.upper, strict=True)):
+            raise ValueError("lower of a monitored source must be at most upper.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Version:
     """Name and version of one piece of software that the numbers depend on."""
 
@@ -211,7 +280,9 @@ R = TypeVar("R")
 def to_plain(value: Any) -> Any:
     """A record, or anything inside one, as JSON-ready values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        optional = optional_fields(type(value))
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: to_plain(item) for name, item in found.items() if item or name not in optional}
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
     if isinstance(value, float) and math.isinf(value):
@@ -231,10 +302,11 @@ def from_plain(kind: type[R], value: Any, where: str) -> R:
         raise ValueError(f"{where} must be an object, got {type(value).__name__}.")
     # mypy does not take a type variable's type for hashable.
     hints = field_types(typing.cast(typing.Hashable, kind))
-    if value.keys() != hints.keys():
-        odd = sorted(value.keys() ^ hints.keys())
+    odd = sorted((value.keys() ^ hints.keys()) - (optional_fields(kind) - value.keys()))
+    if odd:
         raise ValueError(f"{where} must have exactly the fields {sorted(hints)}; missing or unknown: {odd}.")
-    return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    present = {name: hint for name, hint in hints.items() if name in value}
+    return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in present.items()})
 
 
 @cache
@@ -242,6 +314,11 @@ def field_types(kind: Any) -> dict[str, Any]:
     """The field names of a record and their resolved types."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def optional_fields(kind: Any) -> frozenset[str]:
+    """Fields that are left out of the JSON while they are empty, so that what was written without them stays valid."""
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.default == ())
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

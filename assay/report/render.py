@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from assay.detection.result import format_evalue, format_pvalue
 from assay.report import plots
-from assay.report.records import Document, Excerpt, Histogram, LengthBucket
+from assay.report.records import Document, Excerpt, Histogram, LengthBucket, MonitoredSource
 from assay.report.wording import percent
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def page(report: Report) -> str:
         # Correcting for several keys or tests leaves p-values of unmarked documents larger than uniform ones.
         cautious=len(report.keys) > 1 or not set(report.tests) <= {"gumbel-sum"},
         excerpts=[_excerpt(document, document.excerpt) for document in report.documents if document.excerpt],
+        monitored=[_monitored(place, one) for place, one in enumerate(report.monitoring, 1)],
         most_sources=MOST_SOURCES,
         most_inputs=MOST_INPUTS,
     )
@@ -161,6 +162,19 @@ def _length_plot(lengths: tuple[LengthBucket, ...]) -> Markup:
     return Markup(svg)  # noqa: S704 - drawn from numbers alone
 
 
+def _monitored(place: int, source: MonitoredSource) -> dict[str, Any]:
+    shown, last = len(source.scores), source.first + len(source.scores)
+    part = f"Scores {source.first + 1:,} to {last:,} of {source.n_scores:,}"
+    alarm = "No alarm is raised." if source.alarm is None else f"An alarm is raised at score {source.alarm + 1:,}."
+    words = (
+        f"Line chart of {shown:,} scores in the order of time, each with the interval forecast for it. "
+        f"{sum(source.missed):,} of them lie outside their intervals. {alarm}"
+    )
+    # The name of the source stays out of the picture: nothing that strangers wrote enters one.
+    svg = plots.monitored(source, name=f"monitor-{place}", title=f"Monitored source {place}", description=words)
+    return {"record": source, "part": part, "plot": Markup(svg)}  # noqa: S704 - drawn from numbers alone
+
+
 def _excerpt(document: Document, excerpt: Excerpt) -> dict[str, Any]:
     counted = [tail for tail in excerpt.log_tail if tail is not None]
     high = sum(tail <= math.log(LEVELS[0].tail) for tail in counted)
@@ -208,6 +222,7 @@ def _template() -> Template:
         share=_share,
         place=_place,
         date=_date,
+        ln=math.log,
         count=lambda number: f"{number:,}",
         bucket_label=plots.bucket_label,
     )

@@ -17,6 +17,7 @@ from assay.report.records import (
     InputFile,
     KeyRecord,
     LengthBucket,
+    MonitoredSource,
     RejectReason,
     SourceShare,
     TokenizerRecord,
@@ -26,6 +27,7 @@ from assay.report.records import (
 )
 
 if TYPE_CHECKING:
+    from assay.conformal.monitor import MonitorResult
     from assay.detection.detect import DetectionKeys
     from assay.watermark.keys import KeyInfo, SecretKey
 
@@ -76,6 +78,8 @@ class Report:
         Why input rows were rejected; most frequent first.
     limits
         What the numbers do and do not mean, one sentence or two each.
+    monitoring
+        Sources whose scores were watched over time; left out of the JSON where there are none.
     """
 
     SCHEMA: ClassVar[str] = "assay.report/1"
@@ -102,6 +106,7 @@ class Report:
     tokenizer: TokenizerRecord | None
     rejects: tuple[RejectReason, ...]
     limits: tuple[str, ...]
+    monitoring: tuple[MonitoredSource, ...] = ()
 
     def __post_init__(self) -> None:
         datetime.strptime(self.made, MADE_FORMAT)
@@ -122,6 +127,7 @@ class Report:
         rejects: Sequence[RejectReason] = (),
         listed: int = 20,
         made: datetime | None = None,
+        monitoring: Iterable[tuple[str, MonitorResult]] = (),
     ) -> Report:
         """A report on test results in memory.
 
@@ -146,12 +152,15 @@ class Report:
             How many of the most certain documents to list, >= 0.
         made
             Time of the report, with a time zone; default now.
+        monitoring
+            Tuples (source, MonitorResult) of sources watched over time, at most 30. Of a longer series the report holds
+            500 scores in a row: those around the alarm, else the last ones.
 
         Raises
         ------
         ValueError
-            If `fdr` or `listed` is out of range, `made` has no time zone, or an excerpt names an unknown document or
-            one id that several documents share.
+            If `fdr` or `listed` is out of range, `made` has no time zone, an excerpt names an unknown document or one
+            id that several documents share, or `monitoring` holds something else, too much, or a source twice.
 
         References
         ----------
@@ -170,6 +179,7 @@ class Report:
             rejects=rejects,
             listed=listed,
             made=made,
+            monitoring=monitoring,
         )
 
     @classmethod
@@ -184,6 +194,7 @@ class Report:
         title: str = "Watermark audit",
         listed: int = 20,
         made: datetime | None = None,
+        monitoring: Iterable[tuple[str, MonitorResult]] = (),
     ) -> Report:
         """A report on a finished corpus run.
 
@@ -200,7 +211,7 @@ class Report:
         excerpts
             How many of the most certain flagged documents to show with their text, >= 0. With 0 the report holds no
             document text at all; document ids, sources and file names remain.
-        title, listed, made
+        title, listed, made, monitoring
             As in `from_results`.
 
         Raises
@@ -221,6 +232,7 @@ class Report:
             title=title,
             listed=listed,
             made=made,
+            monitoring=monitoring,
         )
 
     def to_dict(self) -> dict[str, Any]:

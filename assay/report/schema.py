@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any
 
-from assay.report.records import field_types
+from assay.report.records import field_types, optional_fields
 from assay.report.report import Report
 
 _FLOAT = {"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf"]}]}
@@ -23,7 +23,7 @@ _PRIMITIVES: dict[Any, dict[str, Any]] = {
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema as JSON-ready values: every field is required and no other is allowed."""
+    """The schema as JSON-ready values: every field but the optional ones is required, and no other is allowed."""
     definitions: dict[str, Any] = {}
     root = _record(Report, definitions)
     root["properties"] = {"schema": {"const": Report.SCHEMA}, **root["properties"]}
@@ -38,7 +38,8 @@ def json_schema() -> dict[str, Any]:
 
 def _record(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     properties = {name: _value(hint, definitions) for name, hint in field_types(kind).items()}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    required = [name for name in properties if name not in optional_fields(kind)]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def _value(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:

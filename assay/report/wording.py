@@ -83,6 +83,18 @@ def verdict(counts: Counts, fdr: float, keys: Sequence[KeyRecord]) -> str:
     )
 
 
+def monitored(n_scores: int, n_missed: int, alarm: int | None, max_miss_rate: float, false_alarm: float) -> str:
+    """What a monitor found, and how often it would cry without cause, whenever one looks."""
+    left = f"{n_missed:,} of {n_scores:,} scores left their intervals"
+    bound = (
+        f"If every interval missed with probability at most {percent(max_miss_rate)}, given the scores before it, the "
+        f"probability of an alarm at any time, however long one watches, would be at most {percent(false_alarm)}."
+    )
+    if alarm is None:
+        return f"No alarm: {left}. This does not show that nothing changed. {bound}"
+    return f"Alarm at score {alarm + 1:,}: {left}. {bound}"
+
+
 def percent(share: float) -> str:
     """A share as a percentage for people: three significant digits, never rounded to 0 or to 100."""
     value = 100 * share

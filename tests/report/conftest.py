@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from assay.conformal import MonitorResult, monitor_scores
 from assay.detection.gumbel import sum_test
 from assay.detection.result import TestResult
 from assay.report import Excerpt, InputFile, RejectReason, Report
@@ -65,7 +66,15 @@ def synthetic() -> Synthetic:
 
 
 @pytest.fixture(scope="session")
-def full_report(synthetic: Synthetic) -> Report:
+def watched() -> MonitorResult:
+    """900 scores of one source after 300 of reference; from the 600th on they are far lower, and an alarm is raised."""
+    scores = np.random.default_rng(5).normal(size=1200)
+    scores[900:] -= 4
+    return monitor_scores(scores, reference=300, direction="below", random_state=5)
+
+
+@pytest.fixture(scope="session")
+def full_report(synthetic: Synthetic, watched: MonitorResult) -> Report:
     """A report with something in every field."""
     order = sorted(synthetic.results, key=lambda row: row[2].log_pvalue)
     return synthetic.report(
@@ -73,6 +82,7 @@ def full_report(synthetic: Synthetic) -> Report:
         excerpts=[synthetic.excerpts[row[0]] for row in order[:3]],
         inputs=[InputFile(name="a.jsonl", sha256="9f" * 32, size=48), InputFile(name="x", sha256=None, size=None)],
         rejects=[RejectReason(reason="invalid UTF-8", rows=3)],
+        monitoring=[("agency wire", watched)],
     )
 
 

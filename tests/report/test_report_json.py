@@ -126,12 +126,14 @@ def _at(value: Any, path: tuple) -> Any:
     return value
 
 
-FLOATS = {"fdr", "low", "high", "band_level", "statistic", "log_tail"}
+SERIES = {"scores", "point", "lower", "upper", "log_evalue"}
+FLOATS = {"fdr", "low", "high", "band_level", "statistic", "log_tail", *SERIES}
 
 
 def _takes_float(path: tuple) -> bool:
     names = [step for step in path if isinstance(step, str)]
-    if not names or path[-1] == "log_tail":
+    # A series as a whole is an array; its entries are numbers.
+    if not names or path[-1] == "log_tail" or (path[0] == "monitoring" and path[-1] in SERIES):
         return False
     if names[-1] == "fdr":
         return False  # 1.5 is no rate
@@ -193,11 +195,12 @@ def valid(value: Any, schema: dict, root: dict) -> bool:
     if kind == "object":
         properties = schema["properties"]
         assert schema["additionalProperties"] is False
-        assert sorted(schema["required"]) == sorted(properties)
+        required = set(schema["required"])
+        assert properties.keys() - required <= {"monitoring"}
         return (
             isinstance(value, dict)
-            and value.keys() == properties.keys()
-            and all(valid(value[name], one, root) for name, one in properties.items())
+            and required <= value.keys() <= properties.keys()
+            and all(valid(item, properties[name], root) for name, item in value.items())
         )
     if kind == "array":
         return isinstance(value, list) and all(valid(item, schema["items"], root) for item in value)

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 import assay
 from assay import cli
 from assay._errors import RunError
+from assay.conformal import monitor_scores
 from assay.detection.corpus import run
 from assay.detection.text import load_tokenizer
 from assay.kernels import prf
@@ -129,6 +131,14 @@ def test_no_excerpts_without_keys_or_when_none_are_wanted(inside: Path, key: Sec
         assert all(one.excerpt is None for one in report.documents)
         assert b'"pieces"' not in report.to_json()
         assert "This report holds no text of any document." in report.to_html()
+
+
+def test_a_run_and_its_monitored_sources_share_a_report(inside: Path) -> None:
+    scores = np.random.default_rng(8).normal(size=260)
+    watched = monitor_scores(scores, reference=200, random_state=8)
+    report = Report.from_run("run", made=MADE, monitoring=[("desk", watched)])
+    assert report.monitoring[0].scores == tuple(scores[200:].tolist())
+    assert replace(report, monitoring=()) == Report.from_run("run", made=MADE)
 
 
 def test_another_fdr_changes_the_flags(inside: Path) -> None:
