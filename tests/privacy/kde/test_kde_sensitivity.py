@@ -6,7 +6,7 @@ of the mechanism itself, whatever it declares. Each mutant is a known way to get
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -33,9 +33,9 @@ COORDINATES = st.one_of(
 )
 
 
-def loss(kde: Any, first: np.ndarray, second: np.ndarray) -> Fraction:
+def loss(kde: Any, first: np.ndarray, second: np.ndarray, plan: Any = None) -> Fraction:
     """Of a release of one data set or the other, by the mechanism's own integers and noise."""
-    plan = kde.plan()
+    plan = plan or kde.plan()
     arrays = [kde._integers(plan, points)[0] for points in (first, second)]
     return loss_between(plan.blocks, *arrays)
 
@@ -52,13 +52,13 @@ def neighbours(kde: Any, points: np.ndarray, record: np.ndarray) -> tuple[np.nda
 def test_neighbours_lose_at_most_the_cost(name: str, budget: str, adjacency: str) -> None:
     dims = MAKERS[name][1]["dims"]
     kde = make(name, budget, adjacency)
-    limit = kde.plan().terms.amount
+    plan = kde.plan()
     vectors = st.lists(COORDINATES, min_size=dims, max_size=dims)
 
     @given(points=st.lists(vectors, min_size=1, max_size=4), record=vectors)
     @settings(max_examples=15, deadline=None, derandomize=True)
     def check(points: list[list[float]], record: list[float]) -> None:
-        assert loss(kde, *neighbours(kde, np.array(points), np.array(record))) <= limit
+        assert loss(kde, *neighbours(kde, np.array(points), np.array(record)), plan) <= plan.terms.amount
 
     check()
 
@@ -68,8 +68,13 @@ def test_neighbours_lose_at_most_the_cost(name: str, budget: str, adjacency: str
 def test_the_budget_is_spent(name: str, budget: str) -> None:
     """Some record loses nearly the whole: noise is not larger than it must be, and the check above has an edge."""
     kde = make(name, budget)
-    limit = kde.plan().terms.amount
-    assert limit * Fraction(9, 10) < max(loss(kde, *pair) for pair in adversarial(kde)) <= limit
+    assert Fraction(9, 10) * kde.plan().terms.amount < worst(kde, adversarial(kde)) <= kde.plan().terms.amount
+
+
+def worst(kde: Any, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Fraction:
+    """The largest loss over pairs."""
+    plan = kde.plan()
+    return max(loss(kde, *pair, plan) for pair in pairs)
 
 
 def adversarial(kde: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -191,7 +196,7 @@ class Mutant:
 
 
 def caught(kde: Any) -> bool:
-    return max(loss(kde, *pair) for pair in adversarial(kde)) > kde.plan().terms.amount
+    return worst(kde, adversarial(kde)) > kde.plan().terms.amount
 
 
 TREE = {"dims": 2, "depth": 5}
@@ -281,7 +286,7 @@ def caught_replacing(kde: Any) -> bool:
     dims = kde.dims
     for first, second in ((-0.9999, 0.9999), (0.0, np.pi), (0.001, 0.999), (-1.0, -0.9)):
         pairs.append((np.full((1, dims), first), np.full((1, dims), second)))
-    return max(loss(kde, *pair) for pair in pairs) > kde.plan().terms.amount
+    return worst(kde, pairs) > kde.plan().terms.amount
 
 
 def test_every_design_is_among_the_cases() -> None:
