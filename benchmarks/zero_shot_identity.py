@@ -110,13 +110,13 @@ def trap(count: int, level: float) -> None:
     model = load_model()
     model.generation_config = GenerationConfig()  # its own ends texts at a token, which changes the law
     scorer = ModelScorer(model)
-    print(f"{count} texts of 60 tokens a row, level {level}")
-    print("| sampled at | null: plain sampling | null: the rule itself |\n|---|---|---|")
+    print(f"{count} texts of 200 tokens a row, level {level}")
+    print("| sampled at | plain sampling, normal z | plain sampling, tilt | the rule itself, tilt |\n|---|---|---|---|")
     for rule in (Decoding(), Decoding(temperature=0.7), Decoding(top_k=50), Decoding(top_p=0.9)):
         torch.manual_seed(SEED)
         config = GenerationConfig(
             do_sample=True,
-            max_new_tokens=60,
+            max_new_tokens=200,
             temperature=rule.temperature,
             top_k=rule.top_k or 0,
             top_p=rule.top_p or 1.0,
@@ -124,15 +124,17 @@ def trap(count: int, level: float) -> None:
         )
         texts: list[np.ndarray] = []
         while len(texts) < count:
-            inputs = torch.full((250, 1), model.config.bos_token_id)
+            inputs = torch.full((100, 1), model.config.bos_token_id)
             made = model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
             texts += list(made[:, 1:].numpy())
+        plain = scorer.score(texts[:count])
         shares = [
-            np.mean([one.log_pvalue <= math.log(level) for one in identity_tests(texts[:count], scorer, decoding=null)])
-            for null in (Decoding(), rule)
+            np.mean([math.erfc(abs(studentised_score(one)) / math.sqrt(2)) <= level for one in plain]),
+            np.mean([tilt_test(one).log_pvalue <= math.log(level) for one in plain]),
+            np.mean([one.pvalue <= level for one in identity_tests(texts[:count], scorer, decoding=rule)]),
         ]
         name = f"temperature {rule.temperature:g}, top-k {rule.top_k}, top-p {rule.top_p}"
-        print(f"| {name} | {100 * shares[0]:.1f} % | {100 * shares[1]:.1f} % |")
+        print(f"| {name} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |")
 
 
 def main() -> None:

@@ -64,13 +64,14 @@ def bundled() -> Any:
 
 
 @pytest.fixture(scope="session")
-def own_texts(bundled: Any) -> Callable[[int, Decoding], np.ndarray]:
+def own_texts(bundled: Any) -> Callable[..., np.ndarray]:
     """The bundled model's texts under a rule; the first ones of a longer list if that was made before."""
-    made: dict[Decoding, np.ndarray] = {}
+    made: dict[tuple[Decoding, int], np.ndarray] = {}
 
-    def texts(count: int, rule: Decoding) -> np.ndarray:
-        if rule not in made or len(made[rule]) < count:
-            made[rule] = generate(bundled.model, count, rule, seed=20261121)
-        return made[rule][:count]
+    def texts(count: int, rule: Decoding, length: int = LENGTH) -> np.ndarray:
+        key = rule, length
+        if key not in made or len(made[key]) < count:
+            made[key] = generate(bundled.model, count, rule, seed=20261121, length=length)
+        return made[key][:count]
 
     return texts
