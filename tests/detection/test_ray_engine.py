@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 from cryptography.exceptions import InvalidTag
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from assay._errors import RunError
+from assay.cli import app
 from assay.detection.corpus import pool, ray_engine, run
 from assay.detection.corpus.ledger import ShardRecord
 from assay.detection.corpus.pool import Lost
@@ -210,6 +212,8 @@ def test_an_error_of_a_slot_ends_the_run_without_quoting_a_document(
         ({"ray_address": "auto"}, ValueError, 'ray_address needs engine="ray"'),
         ({"engine": "ray", "workers": 0}, ValueError, "workers must be"),
         ({"engine": "ray", "ray_address": "ray://head:10001"}, RunError, "must be HOST:PORT"),
+        ({"engine": "ray", "ray_address": "127.0.0.1:1"}, RunError, "nothing answers"),
+        ({"engine": "ray", "ray_address": "head"}, RunError, "nothing answers"),
     ],
 )
 def test_options_that_cannot_be_meant(
@@ -218,6 +222,14 @@ def test_options_that_cannot_be_meant(
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(error, match=message):
         run(tmp_path / "a.txt", make_key(1), out=tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--out", "o", "--address", "h:1"], ["--engine", "ray"], ["--copy-to", "s3://b"], ["--engine", "dask"]],
+)
+def test_the_command_refuses_options_that_do_not_fit(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, ["detect", "a.txt", "--key", "all", *arguments]).exit_code == 2
 
 
 # A cluster of two machines on this one.

@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import secrets
+import socket
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from assay.detection.corpus.worker import Setup
 
 _STARTS = 3  # slots in a row, beyond all that a lost machine may take at once, that may fail before the run gives up
 _LOSSES = 4  # slots that a shard may lose with their machines; more than the 2 worker processes that it may kill itself
+_PATIENCE_S = 10
 _HPKE_INFO = b"assay corpus worker setup v1"
 
 
@@ -253,6 +255,8 @@ def _connected(count: int | None, address: str | None) -> Iterator[Any]:
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("local", "auto"):
+        _knock(address)
     # An existing cluster has its own number of CPUs and its own dashboard.
     own = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
     try:
@@ -264,6 +268,17 @@ def _connected(count: int | None, address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"ray_address must be HOST:PORT of the cluster's head, 'auto' or 'local'; nothing answers at {address!r}."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,183 @@
+"""Corpus runs: local processes against Ray, the same shards and the same results: python benchmarks/ray_engine.py
+
+All ways run in one process, interleaved. CPU time is that of every process involved (driver, Ray's own, workers),
+sampled from /proc; it depends least on what else the machine does. A run's own start-up is inside its figures, the
+cluster's is given apart. "Ray Data" is the same worker function under `map_batches` with an actor pool; the shards are
+handed to it ready cut and nothing is recorded in a ledger or combined: the least that it could cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.detection.corpus import run
+from assay.detection.corpus.reading import Columns, read
+from assay.detection.corpus.shards import cut
+from assay.detection.corpus.sources import find_inputs
+from assay.detection.corpus.worker import DetectionKey, Setup, shard_results, write_shard
+from assay.detection.text import load_tokenizer
+from assay.watermark.gumbel import GumbelConfig
+from assay.watermark.keys import SecretKey, use_key
+
+TEXT = Path(__file__).resolve().parent.parent / "data/corpus/the-time-machine.txt.gz"
+KEY = SecretKey(hashlib.sha256(b"benchmark").digest(), id="benchmark", config=GumbelConfig())
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def write_corpus(path: Path, documents: int, characters: int) -> None:
+    """Passages of a book at random places: the tokeniser and the test see real words."""
+    text = " ".join(gzip.decompress(TEXT.read_bytes()).decode("utf-8").split())
+    starts = np.random.default_rng(0).integers(len(text) - characters, size=documents)
+    path.write_text("".join(json.dumps({"text": text[a : a + characters]}) + "\n" for a in starts))
+
+
+class CpuTime:
+    """CPU seconds of this process and all below it, those that end meanwhile included up to one sample."""
+
+    def __init__(self, interval: float = 0.1) -> None:
+        self.interval, self.seen, self.stop = interval, {}, threading.Event()
+
+    def __enter__(self) -> CpuTime:
+        self.sample()
+        self.before = dict(self.seen)
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop.set()
+        self.thread.join()
+        self.sample()
+        self.seconds = sum(value - self.before.get(pid, 0) for pid, value in self.seen.items()) / TICKS
+
+    def _watch(self) -> None:
+        while not self.stop.wait(self.interval):
+            self.sample()
+
+    def sample(self) -> None:
+        """Note the CPU time of every process of the tree."""
+        parents, used = {}, {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                parents[int(entry.name)], used[int(entry.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+        for pid in used:
+            above = pid
+            while above not in (0, 1, os.getpid()):
+                above = parents.get(above, 0)
+            if above == os.getpid():
+                self.seen[pid] = used[pid]
+
+
+class Tested:
+    """The worker of the Ray Data way."""
+
+    def __init__(self, setup: bytes) -> None:
+        self.setup = pickle.loads(setup)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Test and write the shards of a batch."""
+        shards = [pickle.loads(data) for data in batch["shard"]]
+        records = [write_shard(shard, *shard_results(shard, self.setup), self.setup.folder) for shard in shards]
+        return {"documents": np.array([record.documents for record in records])}
+
+
+def with_ray_data(corpus: Path, out: Path, workers: int, shard_rows: int) -> None:
+    """The same shards through Ray Data."""
+    import ray
+
+    out.mkdir()
+    setup = Setup(load_tokenizer(), (DetectionKey(KEY.id, KEY.config, use_key(KEY)),), out)
+    rows = read(find_inputs([corpus]), Columns())
+    shards = [{"shard": pickle.dumps(s)} for s in cut(rows, first=0, max_rows=shard_rows, max_characters=4_000_000)]
+    data = ray.data.from_items(shards, override_num_blocks=len(shards))
+    done = data.map_batches(
+        Tested,
+        fn_constructor_kwargs={"setup": pickle.dumps(setup)},
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    sum(int(row["documents"]) for row in done.iter_rows())
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--characters", type=int, default=1500)
+    parser.add_argument("--shard-rows", type=int, default=500)
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    import logging
+
+    import ray
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    cpus = max(options.workers) + 1  # Ray Data's own tasks need one
+    begun = time.perf_counter()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=512 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    print(f"cluster up in {time.perf_counter() - begun:.1f} s")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = folder / "corpus.jsonl"
+        write_corpus(corpus, options.documents, options.characters)
+
+        def engine(which: Any, workers: int) -> Callable[[Path], Any]:
+            return lambda out: run(
+                corpus, KEY, out=out, engine=which, workers=workers, shard_rows=options.shard_rows, progress=False
+            )
+
+        ways: dict[str, Callable[[Path], Any]] = {}
+        for workers in options.workers:
+            ways[f"local, {workers}"] = engine("local", workers)
+            ways[f"ray, {workers}"] = engine("ray", workers)
+            ways[f"Ray Data, {workers}"] = lambda out, w=workers: with_ray_data(corpus, out, w, options.shard_rows)
+        figures: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        results = set()
+        tokens = 0
+        for round_ in range(options.rounds):
+            for number, (way, call) in enumerate(ways.items()):
+                out = folder / f"{round_}-{number}"
+                begun = time.perf_counter()
+                with CpuTime() as cpu:
+                    summary = call(out)
+                figures[way].append((time.perf_counter() - begun, cpu.seconds))
+                if summary is not None:
+                    tokens = summary.n_tokens
+                    results.add((out / "results.parquet").read_bytes())
+        print(f"{options.documents} documents, {tokens} tokens; results equal to the byte: {len(results) == 1}")
+        print("| engine, workers | wall s | CPU s | rows/s | rows per CPU s | tokens per CPU s |\n" + "|---" * 6 + "|")
+        for way, measured in figures.items():
+            wall, cpu_s = min(wall for wall, _ in measured), min(cpu for _, cpu in measured)
+            rates = (options.documents / wall, options.documents / cpu_s, tokens / cpu_s)
+            print(f"| {way} | {wall:.1f} | {cpu_s:.1f} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
