@@ -83,8 +83,9 @@ def calibrate(
         write_json(_summary(made))
         return
     typer.echo(f"Calibration {made.id}: {len(made.scores)} human texts, score {made.score}.")
-    for name, count in zip(made.p_values.groups_, made.p_values.counts_, strict=True):
-        typer.echo(f"  {name}: {count} texts; effective for levels down to {1 / (count + 1):.2g}")
+    found = made.p_values
+    for name, count, floor in zip(found.groups_, found.counts_, found.floors_, strict=True):
+        typer.echo(f"  {name}: {count} texts; effective for levels down to {floor:.2g}")
 
 
 def detect_human(
@@ -191,5 +192,7 @@ def _edges(text: str) -> list[int]:
 
 def _summary(made: Calibration) -> dict[str, Any]:
     counts = dict(zip(made.p_values.groups_.tolist(), made.p_values.counts_.tolist(), strict=True))
-    kept = {"id": made.id, "score": made.score, "texts": len(made.scores), "groups": counts}
+    floors = dict(zip(made.p_values.groups_.tolist(), made.p_values.floors_.tolist(), strict=True))
+    kept: dict[str, Any] = {"id": made.id, "score": made.score, "texts": len(made.scores), "groups": counts}
+    kept["smallest_pvalues"] = floors
     return kept | {"guarantee": made.p_values.guarantee, "texts_sha256": made.texts_sha256}

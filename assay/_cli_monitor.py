@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +93,7 @@ def _e(log_evalue: float) -> str:
 
 def _read(path: str, column: str) -> Iterator[float]:
     if path == "-":
-        yield from (_number(line, row) for row, line in enumerate(sys.stdin, 1) if line.strip())
+        yield from _numbers(sys.stdin, "-")
         return
     file = Path(path)
     kind = file.suffix.lower()
@@ -103,26 +103,45 @@ def _read(path: str, column: str) -> Iterator[float]:
 
         try:
             values = pq.read_table(file, columns=[column]).column(column).to_pylist()
-        except (pa.ArrowInvalid, KeyError) as error:
+        except (pa.ArrowException, KeyError) as error:
             raise ValueError(f"{path} cannot be read as Parquet with a column {column!r}: {error}") from None
         yield from (_number(value, row) for row, value in enumerate(values, 1))
         return
     with file.open(encoding="utf-8-sig", newline="") as lines:
         if kind == ".csv":
-            for row, record in enumerate(csv.DictReader(lines), 1):
-                yield _number(_field(record, column, row), row)
+            yield from _csv(lines, path, column)
         elif kind in (".jsonl", ".ndjson"):
-            for row, line in enumerate(lines, 1):
+            for row, line in enumerate(_text(lines, path), 1):
                 if line.strip():
                     yield _number(_field(_object(line, row), column, row), row)
         else:
-            yield from (_number(line, row) for row, line in enumerate(lines, 1) if line.strip())
+            yield from _numbers(lines, path)
+
+
+def _numbers(lines: Iterable[str], path: str) -> Iterator[float]:
+    yield from (_number(line, row) for row, line in enumerate(_text(lines, path), 1) if line.strip())
+
+
+def _csv(lines: Iterable[str], path: str, column: str) -> Iterator[float]:
+    try:
+        for row, record in enumerate(csv.DictReader(_text(lines, path)), 1):
+            yield _number(_field(record, column, row), row)
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as CSV: {error}.") from None
+
+
+def _text(lines: Iterable[str], path: str) -> Iterator[str]:
+    """The lines; bytes that are no UTF-8 are refused with the file's name."""
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason}. Save it as UTF-8.") from None
 
 
 def _object(line: str, row: int) -> dict[str, object]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nesting without end
         record = None
     if not isinstance(record, dict):
         raise ValueError(f"row {row} is not a JSON object.")
@@ -137,9 +156,13 @@ def _field(record: dict[str, object], column: str, row: int) -> object:
 
 def _number(value: object, row: int) -> float:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ValueError(f"row {row} is not a number: {value!r:.80}.") from None
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"row {row} is {number}; every score must be finite.")
     return number

@@ -7,13 +7,14 @@ one row of the histogram. That is vector code, where one increment per cell of t
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from assay.kernels.compiled import compiled
 
 _MARGIN = 1e-10
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _mix(x):
     """Finaliser of SplitMix64 (Steele, Lea, Flood 2014): one 64-bit word from a counter."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -21,7 +22,7 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def bootstrap(rows, seed, tree, counts):
     """How often each of `rows` rows is drawn for a tree: a function of seed and tree only."""
     counts[:rows] = 0.0
@@ -32,7 +33,7 @@ def bootstrap(rows, seed, tree, counts):
         counts[((_mix(state) >> np.uint64(32)) * np.uint64(rows)) >> np.uint64(32)] += 1.0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def best_split(codes, lags, bins, weights, targets, padded, hist, cum, min_leaf):
     """Lag and code of the split with the largest drop of squared error: rows with code <= c go left. (-1, -1) if none.
 
@@ -80,7 +81,7 @@ def best_split(codes, lags, bins, weights, targets, padded, hist, cum, min_leaf)
     return best_lag, best_code
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def path_weights(codes, query, lags, bins, targets, trees, depth, min_leaf, seed):
     """Weights of the rows for one query, growing only the path that the query takes in each tree."""
     rows = targets.shape[0]
@@ -103,7 +104,7 @@ def path_weights(codes, query, lags, bins, targets, trees, depth, min_leaf, seed
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def grow(codes, lags, bins, targets, trees, depth, min_leaf, seed):
     """Whole trees: split lag and code per node (-1 where it is a leaf), each row's leaf, and how often it was drawn.
 
@@ -134,7 +135,7 @@ def grow(codes, lags, bins, targets, trees, depth, min_leaf, seed):
     return split_lag, split_code, leaf, counts
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def tree_weights(split_lag, split_code, leaf, counts, query):
     """Weights of the rows for one query in grown trees."""
     trees, rows = leaf.shape

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from assay.kernels.compiled import compiled
 
-@numba.njit(cache=True, nogil=True)
+
+@compiled()
 def predict_trees(rows, roots, left, right, feature, threshold, value, weights):
     """Weighted sum of the trees' predictions for each row; rows are float32, as the trees compare them."""
     out = np.zeros(rows.shape[0])

@@ -92,7 +92,15 @@ class DriftGuard:
         return self.alarm_at is not None
 
     def bet(self, pvalue: float) -> None:
-        """Bet on one p-value that is uniform under the null, independent of those before."""
+        """Bet on one p-value that is uniform under the null, independent of those before.
+
+        Raises
+        ------
+        ValueError
+            If the p-value is outside [0, 1]; nothing changes.
+        """
+        if not 0.0 <= pvalue <= 1.0:
+            raise ValueError(f"pvalue must be in [0, 1], got {pvalue}.")
         together = np.logaddexp.reduce(self._log_parts, axis=1, keepdims=True)
         with np.errstate(divide="ignore"):  # the last bettor keeps nothing where it was: log 0
             stayed = np.log1p(-_JUMPS)[:, None] + self._log_parts

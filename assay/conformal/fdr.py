@@ -38,14 +38,16 @@ def storey(log_pvalues: npt.ArrayLike, *, cut: float = 0.5) -> Floats:
     if not 0.0 < cut < 1.0:
         raise ValueError(f"cut must be in (0, 1), got {cut}.")
     values = np.asarray(log_pvalues, dtype=np.float64)
-    adjusted = benjamini_hochberg(values)
-    if not len(values):
-        return adjusted
-    above = int(np.sum(values > math.log(cut)))
-    share = (1.0 + above) / (len(values) * (1.0 - cut))
-    # Before the cap of benjamini_hochberg at 0 a share above 1 only makes q-values larger, so the order is kept.
-    out: Floats = np.minimum(adjusted + math.log(share), 0.0)
-    out[values > math.log(cut)] = 0.0
+    # Thresholds above the cut are not Storey's: a p-value there must not lend its rank to those below, or many of them
+    # would get a q-value that no threshold up to the cut attains.
+    below = values <= math.log(cut)
+    adjusted = benjamini_hochberg(values[below]) if below.any() else benjamini_hochberg(values)
+    out: Floats = np.zeros(len(values))
+    above = len(values) - int(below.sum())
+    if below.any():
+        # n p / rank times the estimated share of nulls; Benjamini-Hochberg over m <= n p-values gives m p / rank.
+        share = (1.0 + above) / (1.0 - cut)
+        out[below] = np.minimum(adjusted + math.log(share) - math.log(below.sum()), 0.0)
     return out
 
 

@@ -87,6 +87,8 @@ def calibrate(
         raise ValueError(f"min_tokens must be at least 1, got {min_tokens}.")
     edges = tuple(int(edge) for edge in length_edges)
     values, lengths = _scores(texts, scorer, other, score, progress=progress)
+    if groups is not None and len(groups) != len(texts):
+        raise ValueError(f"groups must hold one group per text ({len(texts)}), got {len(groups)}.")
     kept = (lengths >= min_tokens) & ~np.isnan(values)
     if not kept.any():
         raise ValueError(f"texts must hold human texts of at least {min_tokens} tokens, got none. Add longer ones.")
@@ -170,7 +172,7 @@ def human_tests(
             test=f"human-{calibration.score}",
             statistic=float(value) if counts else 0.0,
             log_pvalue=float(np.log(p)),
-            log_evalue=p_to_log_e(float(p)),
+            log_evalue=p_to_log_e(float(p)) if counts else 0.0,  # no bet was made on a text that does not count
             n_tokens=int(length),
             n_scored=int(length) if counts else 0,
             null=f"{NULL} ({name})",
@@ -195,6 +197,8 @@ def _scores(
     texts: Sequence[str], scorer: ModelScorer, other: ModelScorer | None, score: str, *, progress: bool
 ) -> tuple[Floats, npt.NDArray[np.int64]]:
     """The score and the number of counted tokens of each text, from one pass."""
+    if isinstance(texts, str):
+        raise ValueError("texts must be a sequence of strings, got one string. Put it into a list.")
     tokenizer = load_tokenizer(_tokenizer_of(scorer))
     ids, offsets = tokenizer.encode_batch(list(texts))
     documents = [ids[a:b].astype(np.int64) for a, b in pairwise(offsets)]

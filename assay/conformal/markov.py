@@ -29,7 +29,7 @@ Letter = tuple[int, int]
 Block = tuple[Letter, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StateSets:
     """A set of state sequences for the next m steps, with the p-value of every candidate.
 

@@ -21,7 +21,7 @@ from assay.conformal.markov import StateSets, check_sequence
 MAX_SENTENCES = 10
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SentenceLabels:
     """Sets of labels for a stretch of sentences.
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from assay.conformal._arrays import Bools, Floats
 
 Direction = Literal["both", "above", "below"]
+_LARGEST = 1e100
 
 
 class MissMartingale:
@@ -63,7 +64,7 @@ class MissMartingale:
         return self.log_evalue
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MonitorResult:
     """What a monitor saw.
 
@@ -302,4 +303,7 @@ def _check_scores(scores: npt.ArrayLike) -> Floats:
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError(f"scores must be finite numbers, shape (n,), got shape {values.shape} or NaN or infinity.")
+    if len(values) and np.abs(values).max() > _LARGEST:
+        # Squares beyond the largest float would make intervals of NaN, which nothing ever misses.
+        raise ValueError(f"scores must be in [-{_LARGEST:g}, {_LARGEST:g}], got {values[np.abs(values).argmax()]:g}.")
     return values

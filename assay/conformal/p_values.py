@@ -23,6 +23,8 @@ Ties = Literal["conservative", "smoothed"]
 Guarantee = Literal["marginal", "simes", "monte-carlo"]
 
 _EVERYONE = "all texts"
+# A new text this much heavier than every calibration text has p-value 1 to the last digit; more would overflow.
+_HEAVIEST = 1e300
 
 
 class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
@@ -47,10 +49,10 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
     confidence
         Of the calibration-conditional guarantees, in (0, 1).
     level
-        The smallest level at which p-values will be used, in (0, 1). A group with fewer than 1 / level - 1 calibration
-        texts cannot reach it and is refused.
+        The smallest level at which p-values will be used, in (0, 1). A group whose smallest p-value is larger is
+        refused: fewer than 1 / level - 1 calibration texts, and more for the calibration-conditional guarantees.
     simulations
-        Monte-Carlo draws of the band, >= 100; the band is valid for any number.
+        Monte-Carlo draws of the band, >= 100; at most 1,000,000; the band is valid for any number.
     random_state
         Seed of the band's draws, an integer.
 
@@ -62,6 +64,9 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         Calibration texts of each group, in that order.
     effective_sizes_
         The same for weighted texts: (sum w)^2 / sum w^2.
+    floors_
+        float64: the smallest p-value that a new text of each group can get (of mean weight, where there are weights);
+        0 with smoothed ties.
 
     Examples
     --------
@@ -119,6 +124,9 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             raise ValueError("scores must have at least one text, got none. Score human texts first.")
         labels = _labels("groups", groups, len(values))
         masses = np.ones(len(values)) if weights is None else _positive("weights", weights, len(values))
+        # Weights count up to a common factor: with the largest at 1 no sum or square of them overflows.
+        self._scale = float(masses.max())
+        masses = masses / self._scale
         self.groups_, places = np.unique(labels, return_inverse=True)
         self.counts_ = np.bincount(places)
         self._refuse_small_groups()
@@ -132,6 +140,15 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             self._scores.append(signed[member][order])
             self._masses.append(masses[member][order])
             self._bounds.append(self._conditional_bounds(int(self.counts_[place])))
+        self.floors_ = np.array(
+            [
+                1.0 / (count + 1) if bound is None else float(bound[0])
+                for count, bound in zip(self.counts_, self._bounds, strict=True)
+            ]
+        )
+        self._refuse_blind_groups()
+        if self.ties == "smoothed":
+            self.floors_ = np.zeros(len(self.groups_))
         self.effective_sizes_ = np.array([m.sum() ** 2 / np.sum(m**2) for m in self._masses])
         self._weighted = weights is not None
         return self
@@ -190,6 +207,8 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         known, bounds = self._scores[place], self._bounds[place]
         below = np.searchsorted(known, signed, side="left")
         if self._weighted:
+            with np.errstate(over="ignore"):
+                masses = np.minimum(masses / self._scale, _HEAVIEST)
             # Mass of the calibration texts at least as extreme, from the top down so that no digits cancel.
             tail = np.append(np.cumsum(self._masses[place][::-1])[::-1], 0.0)
             weighted: Floats = (tail[below] + masses) / (tail[0] + masses)
@@ -238,16 +257,33 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
                 "texts, merge groups, or raise level."
             )
 
+    def _refuse_blind_groups(self) -> None:
+        """Refuse what could never be flagged: a conditional guarantee's smallest p-value lies far above 1 / (n + 1)."""
+        blind = self.floors_ > self.level * (1 + 1e-9)
+        if blind.any():
+            names = ", ".join(
+                f"{g!r} has {c} and {f:.3g}"
+                for g, c, f in zip(self.groups_[blind].tolist(), self.counts_[blind], self.floors_[blind], strict=True)
+            )
+            # The smallest Simes bound is 1 - (1 - confidence)^(1 / ceil(n / 2)); the band's is much the same.
+            order = math.ceil(math.log1p(-self.confidence) / math.log1p(-self.level) - 1e-9)
+            raise ValueError(
+                f"guarantee {self.guarantee!r} at confidence {self.confidence:.3g} needs about {2 * order} or more "
+                f"calibration texts in each group for level {self.level:.3g} (texts and smallest p-value: {names}). "
+                "Add human texts, merge groups, raise level, or lower confidence."
+            )
+
     def _check_settings(self, *, weighted: bool) -> None:
         for name, kind in (("alternative", Alternative), ("ties", Ties), ("guarantee", Guarantee)):
             accepted = get_args(kind)
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {list(accepted)}, got {getattr(self, name)!r}.")
         for name in ("confidence", "level"):
-            if not 0.0 < getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}.")
-        if self.simulations < 100:
-            raise ValueError(f"simulations must be at least 100, got {self.simulations}.")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, np.number)) or not 0.0 < value < 1.0:
+                raise ValueError(f"{name} must be in (0, 1), got {value!r}.")
+        if not isinstance(self.simulations, (int, np.integer)) or not 100 <= self.simulations <= 1_000_000:
+            raise ValueError(f"simulations must be a whole number in [100, 1000000], got {self.simulations!r}.")
         if self.guarantee != "marginal" and (self.ties == "smoothed" or weighted):
             raise ValueError(
                 f"guarantee {self.guarantee!r} is for conservative ties and equal weights. Use guarantee='marginal'."
@@ -279,6 +315,9 @@ def _labels(name: str, values: Any, count: int) -> npt.NDArray[np.str_]:
     if values is None:
         return np.full(count, _EVERYONE)
     array = np.asarray(values)
+    # A column of a data frame holds strings as objects.
+    if array.dtype == object and all(isinstance(one, str) for one in array.ravel()):
+        array = array.astype(np.str_)
     if array.shape != (count,) or array.dtype.kind not in "USiu":
         raise ValueError(f"{name} must be {count} strings or integers, got shape {array.shape} of {array.dtype}.")
     return array.astype(np.str_)

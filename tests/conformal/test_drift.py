@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -85,3 +87,12 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="score must be finite"):
         guard.update(np.inf)
     assert guard.n_seen == 0
+
+
+@pytest.mark.parametrize("pvalue", [math.nan, -0.1, 1.1])
+def test_a_bet_on_what_is_no_p_value_is_refused_and_changes_nothing(pvalue: float) -> None:
+    """A NaN would make the wealth NaN for good, which never reaches any threshold: a guard that cannot cry."""
+    guard = DriftGuard(np.arange(50.0), rng=np.random.default_rng(1))
+    with pytest.raises(ValueError, match=r"pvalue must be in \[0, 1\]"):
+        guard.bet(pvalue)
+    assert (guard.n_seen, guard.log_wealth) == (0, pytest.approx(0.0))

@@ -50,6 +50,35 @@ def test_e_bh_is_its_definition(log_evalues: list[float], level: float) -> None:
     assert found.tolist() == expected.tolist()
 
 
+def test_storey_takes_no_threshold_above_its_cut() -> None:
+    """p-values just above the cut must not lend their rank to those below.
+
+    100 p-values of which 50, no nulls, are .1001, with a cut of .1: nothing below the cut but nulls, so any rejection
+    is false. 2,000 corpora; the near-miss, q-values over all thresholds, rejects in three of four.
+    """
+    p = np.repeat([0.1, 0.1001], 50)
+    assert np.exp(storey(np.log(p), cut=0.1))[0] == pytest.approx(0.1 * 51 / 0.9 / 50)
+    rng, kept, near_miss = np.random.default_rng(21), [], []
+    human = np.arange(100) < 50
+    for _ in range(2000):
+        log_p = np.log(np.concatenate([rng.random(50), np.full(50, 0.1001)]))
+        kept.append(proportion(storey(log_p, cut=0.1) <= math.log(0.2), human))
+        share = (1 + np.sum(log_p > math.log(0.1))) / 90
+        everywhere = (benjamini_hochberg(log_p) + math.log(share) <= math.log(0.2)) & (log_p <= math.log(0.1))
+        near_miss.append(proportion(everywhere, human))
+    assert rate_is_at_most(kept, 0.2)
+    assert not rate_is_at_most(near_miss, 0.2)
+
+
+@given(st.lists(st.sampled_from([0.01, 0.2, 0.3, 0.45, 0.5, 0.500001, 0.6]), min_size=1, max_size=12))
+def test_storey_by_its_definition_near_the_cut(pvalues: list[float]) -> None:
+    p, n = np.array(pvalues), len(pvalues)
+    share = (1 + np.sum(p > 0.5)) / (n * 0.5)
+    for value, log_q in zip(p, storey(np.log(p)), strict=True):
+        estimates = [share * n * t / np.sum(p <= t) for t in p if value <= t <= 0.5]
+        assert np.exp(log_q) == pytest.approx(min([1.0, *estimates]))
+
+
 def test_procedures_on_nothing() -> None:
     assert storey([]).shape == e_bh([]).shape == (0,)
     with pytest.raises(ValueError, match="cut must be"):

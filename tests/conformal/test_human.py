@@ -85,7 +85,7 @@ def replace_direction(calibration: Calibration) -> Calibration:
 def test_every_score_can_be_calibrated_and_saved(
     scorer: ModelScorer, human: list[str], score: str, tmp_path: Path
 ) -> None:
-    made = calibrate(human[:40], scorer, score=score, level=0.05, guarantee="simes")
+    made = calibrate(human[:40], scorer, score=score, level=0.2, guarantee="simes")
     made.save(tmp_path / "c.json")
     read = Calibration.load(tmp_path / "c.json")
     assert read.id == made.id
@@ -147,10 +147,20 @@ def test_short_texts_say_nothing(scorer: ModelScorer, calibration: Calibration) 
         (result,) = human_tests([text], calibration, scorer)
         assert (result.pvalue, result.n_scored, result.statistic) == (1.0, 0, 0.0)
         assert "says nothing either way" in result.sentence()
-        assert result.evalue <= 1.0
+        assert result.log_evalue == 0.0
     assert human_tests([], calibration, scorer) == []
     with pytest.raises(ValueError, match="at least 20 tokens, got none"):
         calibrate(["short"], scorer)
+
+
+def test_texts_and_groups_that_do_not_fit_are_named(
+    scorer: ModelScorer, calibration: Calibration, human: list[str]
+) -> None:
+    """One string is a sequence of its characters, each too short: without the check it would pass as human."""
+    with pytest.raises(ValueError, match="texts must be a sequence of strings, got one string"):
+        human_tests(human[0], calibration, scorer)
+    with pytest.raises(ValueError, match=r"groups must hold one group per text \(2\), got 1"):
+        calibrate(human[:2], scorer, groups=["a"])
 
 
 @given(st.floats(1e-12, 1.0))
@@ -192,12 +202,13 @@ def test_commands(human: list[str], machine: list[str], tmp_path: Path) -> None:
     made = runner.invoke(
         app,
         ["calibrate", str(tmp_path / "human.jsonl"), "--out", saved, "--score", "log_perplexity",
-         "--group-column", "domain", "--guarantee", "simes"],
+         "--group-column", "domain", "--guarantee", "simes", "--level", "0.2"],
     )  # fmt: skip
     assert made.exit_code == 0, made.output
     assert "line 61" in made.stderr
     summary = json.loads(made.stdout)
     assert summary["groups"] == {"a": 30, "b": 30}
+    assert summary["smallest_pvalues"] == {"a": pytest.approx(0.142, abs=1e-3), "b": pytest.approx(0.142, abs=1e-3)}
     assert summary["id"] == Calibration.load(saved).id
 
     texts = [json.dumps({"id": i, "text": text, "domain": "a"}) for i, text in enumerate([*machine[:6], human[70]])]
@@ -218,6 +229,10 @@ def test_commands(human: list[str], machine: list[str], tmp_path: Path) -> None:
         (["detect", "x.txt"], "give --key ID"),
         (["detect", "x.txt", "--key", "a", "--null", "human", "--calibration", saved], "--key is for marks"),
         (["calibrate", str(tmp_path / "nothing.txt"), "--out", saved], "nothing.txt"),
+        (
+            ["calibrate", str(tmp_path / "human.jsonl"), "--out", saved, "--guarantee", "simes"],
+            "needs about 90 or more",
+        ),
         (["calibrate", str(tmp_path / "human.jsonl"), "--out", saved, "--score", "x"], "score must be one of"),
         (["calibrate", str(tmp_path / "human.jsonl"), "--out", saved, "--length-edges", "a"], "--length-edges must be"),
     ):

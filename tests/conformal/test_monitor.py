@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -157,6 +158,13 @@ def test_bad_input() -> None:
     for reference in (0, 100, True, 3.5):
         with pytest.raises(ValueError, match=r"reference must be in 1\.\.99"):
             monitor_scores(scores, reference=reference)
+    # Squares beyond the largest float would make intervals of NaN, which no score leaves: a monitor that is blind.
+    for sized in (1e200, 1e307):
+        with pytest.raises(ValueError, match=r"scores must be in \[-1e\+100, 1e\+100\]"):
+            ScoreMonitor().fit(scores * sized)
+        with pytest.raises(ValueError, match=r"scores must be in"):
+            ready.update([sized])
+    assert ScoreMonitor(random_state=1).fit(scores * 1e99).update(scores[:20] * 1e99).missed.mean() < 0.5
     for options, message in [
         ({"alpha": 0.0}, "alpha must be"),
         ({"alpha": 0.6, "direction": "above"}, r"alpha must be a number in \(0, 0.5\)"),
@@ -207,6 +215,26 @@ def test_pictures_are_sound_svg() -> None:
             set_sizes(np.array(sizes), n)
 
 
+def bands(picture: str) -> list[str]:
+    """What is filled with the band's colour, as path data."""
+    used = re.findall(r'xlink:href="#([^"]+)"[^>]*style="fill: #cfe0f3', picture)
+    return [re.findall(rf'<path id="{name}" d="([^"]+)"', picture)[0] for name in used]
+
+
+def test_one_sided_intervals_are_drawn_to_the_edge() -> None:
+    """An end that is not watched leaves no gap; where both ends are infinite there is one."""
+    y, point = series(50, 3), np.zeros(50)
+    below = np.column_stack([np.full(50, -np.inf), np.full(50, 2.0)])
+    nothing = np.column_stack([np.full(50, -np.inf), np.full(50, np.inf)])
+    drawn = [intervals_over_time(y, point, ends) for ends in (below, nothing, np.clip(below, -1.0, None))]
+    shapes = [bands(picture) for picture in drawn]
+    assert len(shapes[0]) == len(shapes[2]) == 1
+    assert shapes[1] == []
+    # One-sided, the band is deeper than the two-sided one by what lies between -1 and the lower edge.
+    depth = [np.ptp([float(y) for y in re.findall(r"[ML] [-\d.]+ ([-\d.]+)", shape[0])]) for shape in shapes[::2]]
+    assert depth[0] > depth[1] * 1.1
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 app = typer.Typer()
@@ -252,6 +280,13 @@ def test_the_command_without_alarm_and_its_refusals(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "bad.parquet").write_text("no")
+    (tmp_path / "latin.txt").write_bytes(b"1\n2\xe9\n")
+    (tmp_path / "latin.csv").write_bytes(b"score,caf\xe9\n1,2\n")
+    (tmp_path / "wide.csv").write_text("score\n" + "9" * 200_000 + "\n")
+    (tmp_path / "large.jsonl").write_text('{"score": ' + "9" * 400 + "}\n")
+    (tmp_path / "larger.jsonl").write_text('{"score": ' + "9" * 9000 + "}\n")
+    (tmp_path / "deep.jsonl").write_text('{"score": ' + "[" * 100_000 + "\n")
+    (tmp_path / "true.jsonl").write_text('{"score": true}\n')
     for name, message in [
         ("bad.txt", "row 2 is not a number"),
         ("nan.txt", "row 2 is nan"),
@@ -259,6 +294,13 @@ def test_the_command_without_alarm_and_its_refusals(tmp_path: Path) -> None:
         ("list.jsonl", "row 1 is not a JSON object"),
         ("bad.csv", "--column"),
         ("bad.parquet", "cannot be read as Parquet"),
+        ("latin.txt", "is not UTF-8 text"),
+        ("latin.csv", "is not UTF-8 text"),
+        ("wide.csv", "cannot be read as CSV"),
+        ("large.jsonl", "row 1 is inf; every score must be finite"),
+        ("larger.jsonl", "row 1 is not a JSON object"),
+        ("deep.jsonl", "row 1 is not a JSON object"),
+        ("true.jsonl", "row 1 is not a number: True"),
     ]:
         done = run(str(tmp_path / name), "--reference", "1")
         assert done.exit_code == 2, (name, done.output)

@@ -130,7 +130,7 @@ def test_conditional_p_values_hold_for_most_calibration_sets(guarantee: str) -> 
         below = fitted._scores[0][fitted._scores[0] < (rejected.min() if len(rejected) else 2.0)]
         return 1.0 - (below.max() if len(below) else 0.0) if len(rejected) else 0.0
 
-    model = ConformalPValues(guarantee=guarantee, confidence=0.9, level=0.05, simulations=500).fit(rng.random(60))
+    model = ConformalPValues(guarantee=guarantee, confidence=0.9, level=0.1, simulations=500).fit(rng.random(60))
     naive = ConformalPValues(level=0.05).fit(rng.random(60))
     bad = bad_naive = 0
     for _ in range(sets):
@@ -208,7 +208,7 @@ def test_refusals() -> None:
         ({"alternative": "both"}, "alternative must be one of"),
         ({"level": 0.0}, "level must be in"),
         ({"confidence": 1.0}, "confidence must be in"),
-        ({"simulations": 5}, "simulations must be at least 100"),
+        ({"simulations": 5}, r"simulations must be a whole number in \[100"),
         ({"guarantee": "simes", "ties": "smoothed"}, "conservative ties"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -216,3 +216,42 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="simulations must be at least 999"):
         ConformalPValues(guarantee="monte-carlo", confidence=0.999, simulations=500).fit(scores)
     assert fitted.p_values([]).shape == (0,)
+
+
+@pytest.mark.parametrize("guarantee", ["simes", "monte-carlo"])
+def test_a_group_that_could_never_be_flagged_is_refused(guarantee: str) -> None:
+    """19 texts do for level 0.05 on average, but a conditional p-value of 19 texts is never below 0.2."""
+    scores = np.random.default_rng(31).normal(size=400)
+    assert ConformalPValues(level=0.05).fit(scores[:19]).p_values([99.0]) == pytest.approx([0.05])
+    with pytest.raises(ValueError, match=r"about 90 or more.*'all texts' has 19 and 0\.2.*Add human texts"):
+        ConformalPValues(level=0.05, guarantee=guarantee).fit(scores[:19])
+    fitted = ConformalPValues(level=0.05, guarantee=guarantee).fit(scores, np.repeat(["a", "b"], 200))
+    np.testing.assert_allclose(fitted.p_values([99.0, 99.0], ["a", "b"]), fitted.floors_)
+    assert (fitted.floors_ > 1 / 201).all()
+
+
+@pytest.mark.parametrize("factor", [1e308, 1.0, 1e-300])
+def test_weights_of_any_size_count_up_to_a_factor(factor: float) -> None:
+    rng = np.random.default_rng(32)
+    scores, weights = rng.normal(size=50), rng.uniform(0.2, 1.0, size=50)
+    plain = ConformalPValues().fit(scores, weights=weights)
+    scaled = ConformalPValues().fit(scores, weights=weights * factor)
+    expected = plain.p_values([0.0, 2.0, 9.0], weights=[0.5, 1.0, 0.3])
+    np.testing.assert_allclose(scaled.p_values([0.0, 2.0, 9.0], weights=np.array([0.5, 1.0, 0.3]) * factor), expected)
+    np.testing.assert_allclose(scaled.effective_sizes_, plain.effective_sizes_)
+    assert ConformalPValues().fit(scores, weights=weights * 1e-300).p_values([9.0], weights=[1e300]) == [1.0]
+
+
+def test_groups_may_be_a_column_of_strings() -> None:
+    scores = np.arange(40.0)
+    groups = np.array(["a", "b"] * 20, dtype=object)
+    fitted = ConformalPValues(level=0.1).fit(scores, groups)
+    np.testing.assert_allclose(fitted.p_values([99.0, -1.0], groups[:2]), [1 / 21, 1.0])
+    with pytest.raises(ValueError, match="strings or integers"):
+        ConformalPValues().fit(scores, np.array(["a", None] * 20, dtype=object))
+
+
+@pytest.mark.parametrize("setting", [{"level": "x"}, {"confidence": None}, {"simulations": 150.5}])
+def test_settings_of_the_wrong_type_are_named(setting: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        ConformalPValues(guarantee="monte-carlo", **setting).fit(np.arange(300.0))
