@@ -15,6 +15,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from assay.kernels.chacha import _COLUMNS_THEN_DIAGONALS, PAD, Words, context_groups
+from assay.kernels.compiled import compiled
 
 LANES = 16
 _WORD = ir.IntType(32)
@@ -109,7 +110,7 @@ def _constants(x):
     _fill(x, 3, np.uint32(0x6B206574))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _subkeys(use_key, groups, out):
     n, depth, _ = groups.shape
     x = np.empty((16, LANES), np.uint32)
@@ -158,7 +159,7 @@ def _initial_word(word, keys, row, block, stream, aux):
     return aux
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _words_of(use_key, ids, positions, window, stream, aux, out):
     n = positions.shape[0]
     depth = max(1, (window + 3) // 4)
@@ -204,7 +205,7 @@ def _words_of(use_key, ids, positions, window, stream, aux, out):
             out[start + j] = x[word, j] + _initial_word(word, keys, j, token >> np.uint32(4), stream, aux)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _words_at(keys, candidates, stream, aux, out):
     n = candidates.shape[0]
     x = np.empty((16, LANES), np.uint32)
@@ -226,7 +227,7 @@ def _words_at(keys, candidates, stream, aux, out):
             out[row] = x[word, j] + _initial_word(word, keys, row, candidates[row] >> np.uint32(4), stream, aux)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _keystream(key, first_block, stream, aux, x):
     """Blocks first_block .. first_block + LANES - 1 of one key into x, shape (LANES, 16): keystream words in order."""
     _constants(x)
@@ -251,7 +252,7 @@ def _keystream(key, first_block, stream, aux, x):
     _transpose(x)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _expand(keys, vocabulary, stream, aux, out):
     tile = np.empty((LANES, 16), np.uint32)
     words = tile.reshape(16 * LANES)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from assay.kernels.compiled import compiled
 
-@numba.njit(cache=True, nogil=True)
+
+@compiled()
 def mark_first(ids, offsets, width, table, first):
     """Set first[i] where the n-gram that ends at i is new in its document; `table` is scratch space."""
     for d in range(offsets.shape[0] - 1):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from assay.kernels import tilts
 from assay.kernels.chacha import Words
+from assay.kernels.compiled import compiled
 from assay.kernels.race import LogWeights
 from assay.kernels.tilted_laws import _law, _place
 
@@ -25,7 +25,7 @@ _MARGIN = 1.0 + 1e-9
 _SMALL = 1e-3
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _log_small(v, share, first, second, third, largest):
     """An upper bound of sum log(1 - share (1 - exp(-v p))) over candidates with sums of powers first, second, third.
 
@@ -42,7 +42,7 @@ def _log_small(v, share, first, second, third, largest):
     return bound
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _mean_ratio(weight, count, where, share, bonus):
     """E over colours of (1 + bonus g) / (1 + bonus G) from above; g of candidate `where`, G the green mass."""
     own = weight[where]
@@ -79,7 +79,7 @@ def _mean_ratio(weight, count, where, share, bonus):
     return total * _MARGIN
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _green_log_ratios(keys, log_rows, tokens, stream, threshold, bonus, out):
     vocabulary = log_rows.shape[1]
     index = np.empty(vocabulary, np.int64)

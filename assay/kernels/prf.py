@@ -1,10 +1,11 @@
-"""The PRF on the fastest backend that is worth its start-up: numpy for a few words, numba for many.
+"""The PRF on the fastest backend that is worth its start-up: numpy for a few words, numba for many or once loaded.
 
 Every backend gives the same words, so the choice changes time and nothing else.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import numpy as np
@@ -15,14 +16,16 @@ from assay.kernels.chacha import Words
 
 Backend = Literal["auto", "numpy", "numba"]
 
-# Loading compiled numba code costs about half a second; numpy does this many blocks meanwhile.
+# Loading compiled numba code costs about half a second; numpy does this many blocks meanwhile. Once it is loaded, numba
+# wins for a single block already: numpy's many small steps take two milliseconds.
 _NUMPY_BLOCKS = 100_000
+_COMPILED = "assay.kernels.chacha_numba"
 
 
 def _use_numba(backend: Backend, blocks: int) -> bool:
     if backend not in ("auto", "numpy", "numba"):
         raise ValueError(f"backend must be 'auto', 'numpy' or 'numba', got {backend!r}.")
-    return backend == "numba" or (backend == "auto" and blocks > _NUMPY_BLOCKS)
+    return backend == "numba" or (backend == "auto" and (blocks > _NUMPY_BLOCKS or _COMPILED in sys.modules))
 
 
 def words_at(

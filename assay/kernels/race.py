@@ -12,6 +12,7 @@ import numpy.typing as npt
 from assay.kernels.chacha import PAD, Words
 from assay.kernels.chacha_numba import LANES, _keystream, _subkeys
 from assay.kernels.chacha_numba import subkeys as subkeys
+from assay.kernels.compiled import compiled
 from assay.kernels.prf import expand, race_times
 
 LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -38,7 +39,7 @@ def _log2_below(bits):
     return np.float32(bits) * np.float32(2.0**-23) - np.float32(127.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _peak(row):
     """The largest value; NaN if one is NaN or +inf, or all are -inf."""
     # One maximum per lane: a single one would be a chain of comparisons, which LLVM may not reorder.
@@ -56,7 +57,7 @@ def _peak(row):
     return peak if unusable == 0 and peak > -np.inf else peak * row.dtype.type(np.nan)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _race(key, row):
     """The winner of one row's race; -1 where the row cannot be drawn from."""
     tile = np.empty((LANES, 16), np.uint32)
@@ -98,7 +99,7 @@ def _race(key, row):
     return winner
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _winners(keys, log_weights, out):
     """Winners of the rows of `out` that are not UNMARKED already; returns how many rows cannot be drawn from."""
     unusable = 0
@@ -109,7 +110,7 @@ def _winners(keys, log_weights, out):
     return unusable
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _context_is_new(row, start, window):
     """Whether `window` tokens stand from `start` on, the last of which have not been followed by a token before."""
     n = row.shape[0]
@@ -124,7 +125,7 @@ def _context_is_new(row, start, window):
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _marked_winners(ids, pad, window, prf_key, log_weights, out):
     rows, n = ids.shape
     groups = np.full((rows, (window + 3) // 4, 4), PAD)
@@ -214,7 +215,7 @@ def marked_winners(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _fill_one_hot(tokens, out):
     for i in range(out.shape[0]):
         out[i, :] = -np.inf

@@ -5,16 +5,16 @@ Nothing here looks at the outcome of the coins that are then tested, except the 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from assay.kernels import tilts
 from assay.kernels.chacha import Words
+from assay.kernels.compiled import compiled
 from assay.kernels.race import LogWeights, _peak
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _law(row, index, weight):
     """The candidates of one row, their probabilities, and how many there are; -1 where the row is no law."""
     peak = _peak(row)
@@ -25,7 +25,7 @@ def _law(row, index, weight):
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _place(index, count, token):
     """Where a token stands among the candidates; -1 if it is none of them."""
     if count < 0:
@@ -34,7 +34,7 @@ def _place(index, count, token):
     return where if where < count and index[where] == token else -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _member_masses(keys, log_rows, stream, threshold, starts, excluded, out):
     vocabulary = log_rows.shape[1]
     index = np.empty(vocabulary, np.int64)
@@ -56,7 +56,7 @@ def _member_masses(keys, log_rows, stream, threshold, starts, excluded, out):
         out[i] = inside
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _log_ratios(keys, log_rows, tokens, stream, layers, alpha, out):
     vocabulary = log_rows.shape[1]
     index = np.empty(vocabulary, np.int64)
@@ -142,7 +142,7 @@ def reweighted_log_ratios(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _tournament_chances(keys, log_rows, tokens, stream, out):
     vocabulary = log_rows.shape[1]
     index = np.empty(vocabulary, np.int64)
@@ -195,12 +195,12 @@ def tournament_chances(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _counted(mass, alpha):
     return max(mass - alpha, 0.0) + max(mass - (1.0 - alpha), 0.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _reweighted_chances(keys, log_rows, tokens, stream, alpha, out):
     vocabulary = log_rows.shape[1]
     index = np.empty(vocabulary, np.int64)

@@ -5,13 +5,13 @@ Given the tilted law, the winner has it exactly over the keys of the race; see `
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from assay.kernels import tilts
 from assay.kernels.chacha import Words
 from assay.kernels.chacha_numba import LANES, _keystream
+from assay.kernels.compiled import compiled
 from assay.kernels.race import LogWeights, _checked, _context_is_new, _peak, _unusable_row
 
 SHORT, REPEATED, NEW = 0, 1, 2
@@ -22,7 +22,7 @@ _TOP = np.float32(1.0) - np.float32(2.0**-24)
 _SMALLEST = 2.0**-33
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _contexts(ids, pad, window, contexts, kinds):
     rows, n = ids.shape
     for i in range(rows):
@@ -62,7 +62,7 @@ def contexts(ids: npt.NDArray[np.int64], pad: int, window: int) -> tuple[Words, 
     return found, kinds
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _race(key, index, weight, count):
     """argmin E_v / weight_v over the candidates; ties go to the lowest id. The words are those of `race.winners`."""
     tile = np.empty((LANES, 16), np.uint32)
@@ -88,7 +88,7 @@ def _race(key, index, weight, count):
     return winner
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _green(keys, anchors, marked, plain, log_weights, member_stream, anchor_stream, threshold, boost, out):
     vocabulary = log_weights.shape[1]
     index = np.empty(vocabulary, np.int64)
@@ -114,7 +114,7 @@ def _green(keys, anchors, marked, plain, log_weights, member_stream, anchor_stre
     return unusable
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _keyed(keys, marked, plain, log_weights, stream, layers, alpha, out):
     """Tournament of `layers` >= 1, or reweighting by alpha where layers is 0."""
     vocabulary = log_weights.shape[1]

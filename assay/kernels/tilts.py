@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
 from assay.kernels.chacha_numba import LANES, _keystream
+from assay.kernels.compiled import compiled
 
 # Ids below 2**-64 of the largest probability are left out: no race can see them, even where a tilt doubles them thirty
 # times over, since race times are no finer than 2**-33.
@@ -19,7 +19,7 @@ TILE = 16 * LANES
 BUCKETS = 4096  # pieces of the order of the words, by their highest twelve bits
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def candidates(row, peak, index, weight):
     """Ids that can be drawn and their weights relative to the largest; returns how many."""
     count = 0
@@ -32,7 +32,7 @@ def candidates(row, peak, index, weight):
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def words_of(key, stream, index, count, out):
     """PRF words of the first `count` ids of `index`, which ascends."""
     tile = np.empty((LANES, 16), np.uint32)
@@ -46,7 +46,7 @@ def words_of(key, stream, index, count, out):
         out[i] = flat[index[i] - number * TILE]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def members(keys, anchors, member_stream, anchor_stream, threshold, index, count, out):
     """Membership of each candidate; with several keys, under the one whose anchor word is smallest."""
     words = np.empty(count, np.uint32)
@@ -74,7 +74,7 @@ def members(keys, anchors, member_stream, anchor_stream, threshold, index, count
 
 
 # Sums may be reordered, so that they run in vector registers; words and tokens of other rows do not depend on it.
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
+@compiled(fastmath={"reassoc", "nsz"})
 def tournament_law(words, weight, count, layers):
     """p <- p (1 + g - sum g p), layer by layer, in place, from the bits of the words; `weight` must sum to 1."""
     green = 0.0
@@ -91,7 +91,7 @@ def tournament_law(words, weight, count, layers):
             green += p * np.float64((words[j] >> following) & np.uint32(1))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _bound(words, index, weight, count, masses, cut):
     """The candidate on which the cumulated mass in the order of (word, id) passes `cut`, and its share above it."""
     below = 0.0
@@ -115,7 +115,7 @@ def _bound(words, index, weight, count, masses, cut):
     return ((np.uint64(bucket + 1) << np.uint64(52)) - np.uint64(1)), 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def reweight_law(words, index, weight, count, alpha):
     """Mass in the order of (word, id) counts 0 below alpha, 1 up to 1 - alpha, 2 above; in place; sum must be 1."""
     masses = np.zeros(BUCKETS, np.float64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -159,6 +160,18 @@ def test_numpy_equals_numba(rows: int, width: int) -> None:
         np.testing.assert_array_equal(
             chacha.expand(key, contexts, vocabulary, 3, 9), chacha_numba.expand(key, contexts, vocabulary, 3, 9)
         )
+
+
+def test_few_words_wait_for_no_compiler_and_use_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(chacha_numba, "words_at", lambda *given: calls.append(1) or chacha.words_at(*given))
+    contexts, ids = np.array([[1, 2]], np.uint32), np.array([3], np.uint32)
+    expected = chacha.words_at(COUNTING, contexts, ids)
+    assert prf.words_at(COUNTING, contexts, ids) == expected
+    assert len(calls) == 1
+    monkeypatch.delitem(sys.modules, chacha_numba.__name__)
+    assert prf.words_at(COUNTING, contexts, ids) == expected
+    assert len(calls) == 1
 
 
 def test_numpy_tiles_join() -> None:

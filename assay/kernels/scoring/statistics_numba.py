@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import overload
 
+from assay.kernels.compiled import compiled
 from assay.kernels.scoring.running import CROSS, MASS, MAXIMUM, MEAN, SECOND, THIRD, TILTED, RunningSums
 
 _STEP = 2048  # logits summed in float32 before they go to the float64 totals: 8 KiB, in the first-level cache
@@ -172,7 +173,7 @@ def _add_other(beside, row, highest, state, others):
         state[CROSS] += _crossed(row, beside, np.float32(state[MAXIMUM]), np.float32(others[2]))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _update(logits, start, stop, offset, chosen, targets, powers, fast, state, greater, ties, seen, other, others):
     """Add columns [start, stop) of `logits`, candidates offset, offset + 1, ..., to the totals of every row."""
     scratch = np.empty(_STEP, np.float32)

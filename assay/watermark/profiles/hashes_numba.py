@@ -9,6 +9,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from assay.kernels.compiled import compiled
+
 _LCG = np.uint64(6364136223846793005)
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -19,7 +21,7 @@ def _fold(state, value):
     return (state + value) * _LCG + np.uint64(1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def fold_grams(ids, start, width, first, out):
     """Hashes of the `width` ids that end at each place of `ids` from `start` on; `first` is the initial value."""
     for i in range(start, ids.shape[0]):
@@ -29,7 +31,7 @@ def fold_grams(ids, start, width, first, out):
         out[i] = state
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def layer_bits(states, keys, out):
     """Bits of synthid-text: each layer folds its key into the state, then 12 rounds of hash and arithmetic shift."""
     for i in range(states.shape[0]):
@@ -42,7 +44,7 @@ def layer_bits(states, keys, out):
         out[i] = bits
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def tournament(p, bits, depth, leaves):
     """The law after the tournament, in place; see `_tournament.tournament_law`."""
     p /= p.sum()
@@ -61,7 +63,7 @@ def tournament(p, bits, depth, leaves):
             p[i] *= won if (bits[i] >> shift) & np.uint64(1) else lost
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def recent(states, offsets, history, out):
     """Whether each state differs from the `history` - 1 or fewer before it that the rule keeps, and from 0.
 
@@ -115,7 +117,7 @@ def _philox_context(context, k0, k1):
     return s0, s1, s2, s3
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def philox_at(contexts, tokens, k0, k1, out):
     """One word per (context, token)."""
     for i in range(contexts.shape[0]):
@@ -125,7 +127,7 @@ def philox_at(contexts, tokens, k0, k1, out):
         out[i] = words[0] if lane == 0 else (words[1] if lane == 1 else (words[2] if lane == 2 else words[3]))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def philox_row(context, k0, k1, out):
     """The words of every token id below the length of `out` after one context."""
     s0, s1, s2, s3 = _philox_context(context, k0, k1)
@@ -156,7 +158,7 @@ def _finish(state):
     return state ^ (state >> np.uint32(16))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def murmur_grams(ids, offsets, window, out):
     """Hashes of the up to `window` ids before each place of its document."""
     for d in range(offsets.shape[0] - 1):
@@ -168,7 +170,7 @@ def murmur_grams(ids, offsets, window, out):
             out[i] = _finish(state ^ np.uint32(4 * (i - first)))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def murmur_words(key, contexts, tokens, out):
     """One word per (context hash, token), after the two words of `key`; with four of them and no token, a coin."""
     start = np.uint32(0)
@@ -179,7 +181,7 @@ def murmur_words(key, contexts, tokens, out):
         out[i] = _finish(_murmur(_murmur(start, contexts[i]), tokens[i]) ^ length)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def murmur_coins(key, contexts, out):
     """One word per context hash, after the four words of both keys."""
     start = np.uint32(0)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from assay.kernels.compiled import compiled
+
 _N = 624
 _M = 397
 EMPTY = -1
@@ -45,7 +47,7 @@ def _temper(word):
     return word ^ (word >> np.uint32(18))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def draws(seed, out):
     """Successive raw 32-bit draws."""
     state = np.empty(_N, np.uint32)
@@ -56,7 +58,7 @@ def draws(seed, out):
         out[i] = _temper(state[i % _N])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def shuffle(seed, order, places, chosen):
     """The first len(chosen) entries of the shuffle of `order`, which is 0, 1, 2, ... before and after the call.
 
@@ -78,7 +80,7 @@ def shuffle(seed, order, places, chosen):
         order[i], order[places[i]] = order[places[i]], order[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def fill_rows(seeds, size, count, rows):
     """One packed bit row per seed: bit v is set where v is in the seed's list of `count` of `size` ids."""
     order = np.arange(size).astype(np.int32)
@@ -100,7 +102,7 @@ def _slot(table_seeds, table_rows, seed):
     return slot
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def look_up(seeds, targets, rows, table_seeds, table_rows, used, limit, added, out):
     """Bits of (seed, target) pairs from cached rows; seeds without a row get the next free one and are put in `added`.
 
@@ -122,7 +124,7 @@ def look_up(seeds, targets, rows, table_seeds, table_rows, used, limit, added, o
     return seeds.shape[0], count
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def smallest_products(table, ids, width, key, out):
     """The min-hash seed of the `width` ids that end at each place: min over them of key * T[x] * T[last], wrapping."""
     for i in range(width - 1, ids.shape[0]):
@@ -133,7 +135,7 @@ def smallest_products(table, ids, width, key, out):
         out[i] = least
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def first_pairs(seeds, targets, eligible, offsets, out):
     """Which eligible places show a (seed, target) pair for the first time in their document."""
     longest = 0
@@ -157,7 +159,7 @@ def first_pairs(seeds, targets, eligible, offsets, out):
                 out[i] = True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def own_members(seeds, targets, size, count, out):
     """Whether each target is in the list of its own seed, without the list: the shuffle is followed for one id."""
     state = np.empty(_N, np.uint32)
