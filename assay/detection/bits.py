@@ -11,8 +11,9 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, optimize, special
+from scipy import special
 
+from assay.detection.convolution import log_weighted_count_sf
 from assay.detection.documents import DocumentStatistics
 from assay.detection.result import TestResult
 from assay.watermark._coins import Coins
@@ -100,84 +101,6 @@ def binomial_log_evalues(k: Counts, n: Counts, chance: float) -> Floats:
     exponents = np.asarray(k)[:, None] * up + np.asarray(n - k)[:, None] * down
     out: Floats = special.logsumexp(exponents, axis=1) - math.log(len(_STRENGTHS))
     return out
-
-
-def log_weighted_sf(weights: Counts, chance: float, observed: int) -> float:
-    """log P(sum_i weights_i B_i >= observed), B_i independent Bernoulli(chance): exact on the integers.
-
-    Parameters
-    ----------
-    weights
-        int64, shape (k,), of either sign.
-    chance
-        In (0, 1).
-    observed
-        An integer.
-
-    Returns
-    -------
-    float in [-inf, 0]; relative error of the probability below 1e-9 as far out as floats describe its logarithm.
-
-    Notes
-    -----
-    The law is tilted by exp(theta s) so that its mean is the observed value, summed from its characteristic function by
-    one FFT, and tilted back: the terms near the observed value are then the largest, and keep their digits. The grid
-    holds all but exp(-60) of the tilted law (Bernstein's inequality); what lies beyond folds onto it.
-    """
-    # w b = w + |w| (1 - b) where w < 0: all weights become positive. Then the sum lives on multiples of their divisor.
-    target = observed - int(weights[weights < 0].sum())
-    divisor = max(1, int(np.gcd.reduce(weights, initial=0)))
-    weights, target = weights // divisor, -(-target // divisor)
-    groups: list[tuple[int, float, int]] = []
-    for sign, share in ((1, chance), (-1, 1.0 - chance)):
-        sizes, counts = np.unique(sign * weights[sign * weights > 0], return_counts=True)
-        groups += [(int(size), share, int(count)) for size, count in zip(sizes, counts, strict=True)]
-    if target <= 0 or not groups:
-        return 0.0 if target <= 0 else -math.inf
-    w, c, n = (np.array(column, dtype=np.float64) for column in zip(*groups, strict=True))
-    largest = int(np.sum(w * n))
-    if target > largest:
-        return -math.inf
-    if target == largest:
-        return float(np.sum(n * np.log(c)))
-    theta, log_total = _tilt(w, c, n, float(target))
-    odds = np.log(c) - np.log1p(-c) + theta * w
-    tilted = special.expit(odds)
-    mean = float(np.sum(n * w * tilted))
-    variance = float(np.sum(n * w**2 * tilted * (1.0 - tilted)))
-    reach = 20.0 * float(w.max()) + math.sqrt(400.0 * float(w.max()) ** 2 + 120.0 * variance)
-    low = max(0, math.floor(min(mean, target) - reach))
-    high = min(largest, math.ceil(max(mean, target) + reach))
-    size = fft.next_fast_len(high - low + 1, real=True)
-    angle = 2.0 * math.pi * np.arange(size // 2 + 1) / size
-    log_transform = np.zeros(len(angle), dtype=np.complex128)
-    for step, share, count in zip(w, tilted, n, strict=True):
-        turned = share * np.expm1(1j * step * angle)
-        # A factor may vanish at half a turn: its logarithm is then -inf and the product 0, as it should be.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_transform += count * np.log1p(turned)
-    with np.errstate(invalid="ignore"):
-        transform = np.nan_to_num(np.exp(log_transform - 1j * low * angle))
-    law = np.maximum(fft.irfft(np.conj(transform), size), 0.0)
-    beyond = np.arange(target - low, high - low + 1)
-    total = float(np.sum(law[beyond] * np.exp(-theta * (beyond - (target - low)))))
-    return min(0.0, log_total - theta * target + math.log(total)) if total > 0.0 else -math.inf
-
-
-def _tilt(w: Floats, c: Floats, n: Floats, target: float) -> tuple[float, float]:
-    """theta >= 0 at which the tilted mean is the target (0 where the mean is above), and the log of the tilt's mean."""
-
-    def excess(theta: float) -> float:
-        return float(np.sum(n * w * special.expit(np.log(c) - np.log1p(-c) + theta * w))) - target
-
-    theta = 0.0
-    if excess(0.0) < 0.0:
-        high = 1.0 / float(w.max())
-        while excess(high) < 0.0:
-            high *= 2.0
-        theta = float(optimize.brentq(excess, 0.0, high, rtol=1e-10))
-    log_total = float(np.sum(n * np.logaddexp(np.log1p(-c), np.log(c) + theta * w)))
-    return theta, log_total
 
 
 def sum_test(coins: Coins, chance: float, *, scheme: str, assumptions: tuple[str, ...]) -> TestResult:
@@ -298,7 +221,7 @@ def model_aware_test(
     return TestResult(
         test=f"{scheme}-model-aware",
         statistic=float(observed),
-        log_pvalue=log_weighted_sf(weights.ravel(), chance, observed),
+        log_pvalue=log_weighted_count_sf(weights.ravel(), chance, observed),
         log_evalue=float(np.sum(log_ratios(coins.outcomes, log_odds, chance))),
         n_tokens=coins.n_tokens,
         n_scored=len(coins.outcomes),

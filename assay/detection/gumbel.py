@@ -24,7 +24,7 @@ from assay.kernels.chacha import Words
 from assay.watermark.gumbel import GumbelConfig, Pivots, observe, race_scores, scan, sum_scores
 
 NULL = "the text was written without knowledge of the key"
-TESTS = ("sum", "model-aware", "robust")
+TESTS = ("sum", "model-aware", "robust", "berk-jones", "least-favourable")
 NEEDS_MODEL = frozenset(("model-aware", "robust"))
 ASSUMPTIONS = (
     "The key was secret: whoever wrote an unmarked text could not compute its PRF.",
@@ -188,6 +188,14 @@ def test_ids(
 ) -> TestResult:
     """See `testers.Tester.test_ids`."""
     found = observe(ids, prf_key, config, prompt_length=prompt_length)
+    if test == "berk-jones":
+        from assay.detection.goodness_of_fit import berk_jones_test
+
+        return berk_jones_test(found)
+    if test == "least-favourable":
+        from assay.detection.pivot_score import least_favourable_test
+
+        return least_favourable_test(found)
     if model is None or test == "sum" or (test == "auto" and len(found.words) == 0):
         return sum_test(found)
     log_p = model.log_prob[found.positions]

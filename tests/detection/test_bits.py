@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from assay.detection import bits
+from assay.detection.convolution import log_weighted_count_sf
 from assay.watermark._coins import Coins
 
 
@@ -92,7 +93,7 @@ def test_weighted_tails_against_exact_fractions(weights: list[int], chance: str,
     low, high = sum(w for w in weights if w < 0), sum(w for w in weights if w > 0)
     observed = round(low + where * (high - low))
     exact = exact_tail(weights, Fraction(chance), observed)
-    got = bits.log_weighted_sf(np.array(weights), float(Fraction(chance)), observed)
+    got = log_weighted_count_sf(np.array(weights), float(Fraction(chance)), observed)
     if exact == 0:
         assert got == -math.inf
     else:
@@ -107,7 +108,7 @@ def test_weighted_tails_keep_their_digits_far_out() -> None:
         observed = round(share * sum(weights))
         above = sum(mass for value, mass in law.items() if value >= observed)
         exact = log_of(Fraction(above, 16**250))
-        assert abs(bits.log_weighted_sf(np.array(weights), 1 / 16, observed) - exact) < 1e-8
+        assert abs(log_weighted_count_sf(np.array(weights), 1 / 16, observed) - exact) < 1e-8
     assert exact < math.log(1e-280)
     # The near-miss: the same sum without the tilt. Its digits end at the rounding of the largest mass, near 1e-17.
     transform = np.prod([15 / 16 + np.exp(-2j * np.pi * np.arange(8192) * w / 8192) / 16 for w in weights], axis=0)
@@ -117,7 +118,7 @@ def test_weighted_tails_keep_their_digits_far_out() -> None:
 
 def test_equal_weights_are_the_binomial() -> None:
     for k in (0, 900, 2500, 3000):
-        tail = bits.log_weighted_sf(np.full(3000, 7), 0.25, 7 * k)
+        tail = log_weighted_count_sf(np.full(3000, 7), 0.25, 7 * k)
         assert tail == pytest.approx(float(bits.log_binomial_sf(np.array([k]), np.array([3000]), 0.25)[0]), rel=1e-10)
 
 
@@ -126,14 +127,14 @@ def test_a_grid_that_does_not_hold_the_whole_law_changes_nothing() -> None:
     weights = np.random.default_rng(2).integers(0, 64, 60_000)
     mean, spread = 0.5 * weights.sum(), 0.5 * math.sqrt(float(np.sum(weights.astype(float) ** 2)))
     for z in (-2.0, 0.0, 2.0, 5.0):
-        got = bits.log_weighted_sf(weights, 0.5, round(mean + z * spread))
+        got = log_weighted_count_sf(weights, 0.5, round(mean + z * spread))
         assert got == pytest.approx(stats.norm.logsf(z), rel=3e-3, abs=3e-4)
 
 
 def test_no_coins_and_no_weights() -> None:
-    assert bits.log_weighted_sf(np.empty(0, dtype=np.int64), 0.25, 0) == 0.0
-    assert bits.log_weighted_sf(np.zeros(5, dtype=np.int64), 0.25, 0) == 0.0
-    assert bits.log_weighted_sf(np.zeros(5, dtype=np.int64), 0.25, 1) == -math.inf
+    assert log_weighted_count_sf(np.empty(0, dtype=np.int64), 0.25, 0) == 0.0
+    assert log_weighted_count_sf(np.zeros(5, dtype=np.int64), 0.25, 0) == 0.0
+    assert log_weighted_count_sf(np.zeros(5, dtype=np.int64), 0.25, 1) == -math.inf
     empty = coins_of(np.empty((0, 1), dtype=np.bool_))
     assert bits.sum_test(empty, 0.25, scheme="x", assumptions=()).pvalue == 1.0
     aware = bits.model_aware_test(empty, np.empty((0, 1)), 0.25, scheme="x", assumptions=())

@@ -14,8 +14,10 @@ from assay._errors import TextError
 from assay.detection import combine
 from assay.detection.result import TestResult, format_evalue, format_pvalue
 from assay.detection.text import load_tokenizer
+from assay.watermark.gumbel import pivots
 from assay.watermark.keys import SecretKey
 from assay.watermark.signing import Ed25519Config
+from assay.watermark.tournament import TournamentConfig
 
 MakeKey = Callable[..., SecretKey]
 
@@ -194,6 +196,20 @@ def test_what_is_no_text_is_named(text: object, make_key: MakeKey) -> None:
         assay.detect(text, make_key(0))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="key must be a SecretKey"):
         assay.detect("text", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["berk-jones", "least-favourable"])
+def test_further_tests_of_gumbel_by_name(name: str, make_key: MakeKey, marked: np.ndarray) -> None:
+    alone = {"berk-jones": assay.detection.berk_jones_test, "least-favourable": assay.detection.least_favourable_test}
+    result = assay.detect(marked, make_key(1), test=name)
+    assert result.test == f"gumbel-{name}"
+    assert result.log_pvalue == alone[name](pivots(marked, make_key(1))).log_pvalue < math.log(1e-9)
+    # They read no model: one that is there is neither loaded nor used.
+    assert assay.detect(marked, make_key(1), test=name, model="default") == result
+    assert assay.detect(marked, make_key(2), test=name).pvalue > 1e-3
+    assert assay.detect([], make_key(1), test=name).pvalue == 1.0
+    with pytest.raises(ValueError, match="test must be one of 'auto', 'sum'"):
+        assay.detect(marked, SecretKey.generate(config=TournamentConfig()), test=name)
 
 
 def test_options_that_make_no_sense(make_key: MakeKey) -> None:
