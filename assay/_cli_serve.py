@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from assay._cli_output import AsJson, refusals, say, wants_json, write_json
 
-Data = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Database, uploads and runs; made if missing.")]
+Data = Annotated[
+    Path,
+    typer.Option("--data", metavar="FOLDER", help="Database, uploads and runs; made if missing.", envvar="ASSAY_DATA"),
+]
 Database = Annotated[
     str | None,
     typer.Option(
@@ -35,25 +38,32 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     processes: Annotated[int, typer.Option(min=1, help="Server processes.")] = 1,
-    job_workers: Annotated[int, typer.Option(min=0, help="Processes that work on jobs.")] = 1,
+    job_workers: Annotated[
+        int, typer.Option(min=0, help="Processes that work on jobs.", envvar="ASSAY_JOB_WORKERS")
+    ] = 1,
     model: Annotated[
-        str, typer.Option(metavar="PATH", help='Model of completions; "default" is the bundled one.')
+        str,
+        typer.Option(metavar="PATH", help='Model of completions; "default" is the bundled one.', envvar="ASSAY_MODEL"),
     ] = "default",
 ) -> None:
-    """Serve keys, detection, jobs and completions over HTTP."""
+    """Serve keys, detection, jobs and completions over HTTP; end with SIGTERM or Ctrl-C."""
     with refusals():
         _needs_service()
         from assay.service.app import open_state
         from assay.service.settings import Settings
+        from assay.service.supervise import Workers
 
-        settings = Settings.from_environment(data=data, database_url=database_url, model=model, job_workers=job_workers)
+        settings = Settings.from_environment(
+            data=data.absolute(), database_url=database_url, model=model, job_workers=job_workers
+        )
         environment = _environment(settings)
         # Opened once before any process starts: migrations run, the master key is made, mistakes show here.
-        _first_key(open_state(settings), settings.data)
-    children = [
-        subprocess.Popen([sys.executable, "-m", "assay.service.worker"], env=environment) for _ in range(job_workers)
-    ]
-    try:
+        state = open_state(settings)
+        _first_key(state, settings.data)
+        state.engine.dispose()
+    # uvicorn ends in good order and then sends itself the signal again; without a handler, the workers would be left.
+    signal.signal(signal.SIGTERM, _end)
+    with Workers(job_workers, environment):
         os.environ.update(environment)
         import uvicorn
 
@@ -66,12 +76,12 @@ def serve(
             server_header=False,
             date_header=False,
             access_log=False,
+            timeout_graceful_shutdown=30,
         )
-    finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 @api_keys_app.command("new")
@@ -87,12 +97,12 @@ def new(
     """Make an API key; it is shown this once."""
     with refusals():
         _needs_service()
-        from assay.service.app import open_state
+        from assay.service.app import open_database
         from assay.service.auth import create_api_key
         from assay.service.settings import Settings
 
-        state = open_state(Settings.from_environment(data=data, database_url=database_url))
-        id, token = create_api_key(state.sessions, tenant, scope, name=name)
+        _, sessions = open_database(Settings.from_environment(data=data, database_url=database_url))
+        id, token = create_api_key(sessions, tenant, scope, name=name)
     if wants_json(as_json):
         write_json({"id": id, "tenant": tenant, "scopes": sorted(set(scope)), "token": token})
     else:
@@ -111,12 +121,12 @@ def revoke(
     with refusals():
         _needs_service()
         from assay._errors import UnknownKeyError
-        from assay.service.app import open_state
+        from assay.service.app import open_database
         from assay.service.auth import revoke_api_key
         from assay.service.settings import Settings
 
-        state = open_state(Settings.from_environment(data=data, database_url=database_url))
-        if not revoke_api_key(state.sessions, tenant, id):
+        _, sessions = open_database(Settings.from_environment(data=data, database_url=database_url))
+        if not revoke_api_key(sessions, tenant, id):
             raise UnknownKeyError(f"tenant {tenant!r} has no API key {id!r}.")
     say(f"revoked API key {id!r}")
 

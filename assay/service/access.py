@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from assay.service.app import State
 from assay.service.auth import Caller, Scope
@@ -15,7 +16,7 @@ from assay.service.auth import Caller, Scope
 _bearer = HTTPBearer(auto_error=False, description="An API key: assay_<id>_<secret>.")
 
 
-def state(request: Request) -> State:
+async def state(request: Request) -> State:
     """The application's state."""
     found: State = request.app.state.assay
     return found
@@ -24,11 +25,15 @@ def state(request: Request) -> State:
 Shared = Annotated[State, Depends(state)]
 
 
-def caller_with(scope: Scope) -> Callable[..., Caller]:
+def caller_with(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     """A dependency: the caller, who must hold a scope."""
 
-    def caller(shared: Shared, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
-        found = shared.authenticator.caller(None if given is None else given.credentials)
+    async def caller(shared: Shared, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
+        token = None if given is None else given.credentials
+        known = shared.authenticator.knows(token)  # then there is nothing to wait for, and no thread is needed
+        found = (
+            shared.authenticator.caller(token) if known else await run_in_threadpool(shared.authenticator.caller, token)
+        )
         if found is None:
             raise HTTPException(
                 401, "an API key is needed: Authorization: Bearer assay_...", {"www-authenticate": "Bearer"}

@@ -14,11 +14,12 @@ from sqlalchemy.orm import sessionmaker
 from assay import __version__
 from assay.detection.text import LoadedTokenizer, load_tokenizer
 from assay.service import errors
+from assay.service.accounts import OracleGuard
 from assay.service.auth import Authenticator
 from assay.service.database import open_engine, sessions
 from assay.service.envelope import LocalMasterKey, MasterKey
 from assay.service.keystore import KeyStore
-from assay.service.limits import BodyLimit, OracleGuard, RateLimiter
+from assay.service.limits import BodyLimit, RateLimiter
 from assay.service.migrate import upgrade
 from assay.service.observe import Observed
 from assay.service.settings import Settings
@@ -48,6 +49,14 @@ class State:
     tokenizer: LoadedTokenizer
 
 
+def open_database(settings: Settings) -> tuple[Engine, sessionmaker[Any]]:
+    """The database alone, brought up to date: what needs no key."""
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = open_engine(settings.url)
+    upgrade(engine)
+    return engine, sessions(engine)
+
+
 def open_state(settings: Settings, *, master: MasterKey | None = None) -> State:
     """Database, keys and limits; the database is brought up to date first.
 
@@ -64,14 +73,11 @@ def open_state(settings: Settings, *, master: MasterKey | None = None) -> State:
     KeyringError
         If the master key cannot be used.
     """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine, made = open_database(settings)
     if master is None:
         master = LocalMasterKey.from_environment()
     if master is None:
         master = LocalMasterKey.from_file(settings.data / "master.key", create=True)
-    engine = open_engine(settings.url)
-    upgrade(engine)
-    made = sessions(engine)
     return State(
         settings=settings,
         engine=engine,
@@ -79,7 +85,7 @@ def open_state(settings: Settings, *, master: MasterKey | None = None) -> State:
         authenticator=Authenticator(made),
         keys=KeyStore(made, master),
         rates=RateLimiter(settings.requests_per_second, settings.burst),
-        guard=OracleGuard(made, settings.detections_per_key_per_day),
+        guard=OracleGuard(engine, settings.detections_per_key_per_day),
         tokenizer=load_tokenizer(settings.model),
     )
 
@@ -100,6 +106,7 @@ def create_app(settings: Settings | None = None, *, master: MasterKey | None = N
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        state.guard.close()
         state.engine.dispose()
 
     app = FastAPI(

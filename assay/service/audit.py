@@ -31,15 +31,19 @@ def record(
         Numbers and names; nothing of a text.
     """
     with sessions.begin() as session:
-        event = AuditEvent(
-            at=datetime.now(UTC),
-            tenant_id=caller.tenant,
-            api_key_id=caller.api_key_id,
-            action=action,
-            subject=subject,
-            detail=detail,
-        )
-        session.add(event)
+        session.add(event(caller, action, subject, **detail))
+
+
+def event(caller: Caller, action: str, subject: str | None = None, **detail: str | int | bool) -> AuditEvent:
+    """An event, to be added in the transaction of the change that it tells of."""
+    return AuditEvent(
+        at=datetime.now(UTC),
+        tenant_id=caller.tenant,
+        api_key_id=caller.api_key_id,
+        action=action,
+        subject=subject,
+        detail=detail,
+    )
 
 
 def events(sessions: sessionmaker[Any], tenant: str, *, after: int = 0, limit: int = 100) -> list[AuditEvent]:

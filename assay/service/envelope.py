@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import secrets
@@ -62,9 +63,8 @@ class LocalMasterKey:
 
     def __init__(self, key: bytes) -> None:
         if not isinstance(key, bytes) or len(key) != 32:
-            raise KeyringError(
-                f"a master key must be 32 bytes, got {len(key)}. Make one with `openssl rand -base64 32`."
-            )
+            got = len(key) if isinstance(key, bytes) else type(key).__name__
+            raise KeyringError(f"a master key must be 32 bytes, got {got}. Make one with `openssl rand -base64 32`.")
         self.id = "local-" + hashlib.blake2b(key=key, person=b"assay-master", digest_size=8).hexdigest()
         self._aead = AESGCM(key)
 
@@ -81,10 +81,7 @@ class LocalMasterKey:
         """
         place = Path(path)
         if create and not place.exists():
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(base64.b64encode(secrets.token_bytes(32)) + b"\n")
+            _create(place, base64.b64encode(secrets.token_bytes(32)) + b"\n")
         if place.stat().st_mode & 0o077:
             raise KeyringError(f"{place} must be readable by its owner alone: chmod 600 it, then replace the key.")
         return cls._decoded(place.read_text(encoding="ascii", errors="replace"), str(place))
@@ -139,6 +136,22 @@ def unseal(master: MasterKey, wrapped: bytes, sealed: bytes, *, tenant: str, key
     """
     context = _context(tenant, key_id)
     return _open(AESGCM(master.unwrap(wrapped, context)), sealed, context)
+
+
+def _create(place: Path, content: bytes) -> None:
+    """A file of mode 0600, whole or not at all; where another process was quicker, its file stays."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, place)
+    finally:
+        draft.unlink()
 
 
 def _context(tenant: str, key_id: str) -> bytes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from assay._errors import AssayError, KeyringError, RevokedKeyError, TextError, UnknownKeyError
@@ -83,14 +86,46 @@ def install(app: FastAPI) -> None:
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
     async def known(request: Request, error: Exception) -> JSONResponse:
+        if not _ours(error):
+            return failed(request.scope, error)
         status = next(code for kind, code in _STATUS if isinstance(error, kind))
         return problem(status, str(error))
 
     for kind, _ in _STATUS:
         app.add_exception_handler(kind, known)
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        # The type alone: a message or a traceback may hold a text or a secret.
-        _LOG.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
-        return problem(500, "something went wrong inside; it has been logged.")
+    @app.exception_handler(OperationalError)
+    async def unavailable(request: Request, error: Exception) -> JSONResponse:
+        _LOG.error("%s %s: the database does not answer", request.method, _route(request))
+        return problem(503, "the database does not answer.")
+
+    @app.exception_handler(ValidationError)
+    async def inside(request: Request, error: Exception) -> JSONResponse:
+        # A ValueError that no caller has caused: an answer of ours did not have its form.
+        return failed(request.scope, error)
+
+
+def failed(scope: Mapping[str, Any], error: Exception) -> JSONResponse:
+    """The answer to what was not foreseen; the log gets its type and place, never its message or the request."""
+    trace = _origin(error)
+    place = "" if trace is None else f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+    _LOG.error("%s failed: %s%s", scope.get("method"), type(error).__name__, place)
+    return problem(500, "something went wrong inside; it has been logged.")
+
+
+def _origin(error: Exception) -> TracebackType | None:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
+
+
+def _ours(error: Exception) -> bool:
+    """Whether the message is one of Assay's, which tells what is accepted; a library's may repeat what it got."""
+    trace = _origin(error)
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("assay.")
+
+
+def _route(request: Request) -> str:
+    """The route's pattern: a path may hold ids, or whatever a caller wrote there."""
+    return getattr(request.scope.get("route"), "path", "none")

@@ -6,7 +6,9 @@ from its ledger, and no document is lost or doubled; two workers at once are kep
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
+from assay.service import audit
 from assay.service.auth import Caller
 from assay.service.database import Job
 
@@ -89,14 +92,25 @@ def submit(
     try:
         with sessions.begin() as session:
             session.add(job)
+            session.add(audit.event(caller, "jobs.submit", job_id, keys=len(options["keys"])))
         return job, True
     except IntegrityError:
-        with sessions() as session:
-            mine = (Job.tenant_id == caller.tenant) & (Job.idempotency_key == idempotency_key)
-            known = session.scalars(select(Job).where(mine)).one()
+        known = submitted(sessions, caller.tenant, idempotency_key)
+        if known is None:  # something else is wrong with the row
+            raise
         if known.request_sha256 != request_sha256:
             raise ValueError("the idempotency key was used for another request. Choose a new one.") from None
         return known, False
+
+
+def submitted(sessions: sessionmaker[Any], tenant: str, idempotency_key: str | None) -> Job | None:
+    """The job that a tenant made with an idempotency key."""
+    if idempotency_key is None:
+        return None
+    with sessions() as session:
+        mine = (Job.tenant_id == tenant) & (Job.idempotency_key == idempotency_key)
+        found: Job | None = session.scalar(select(Job).where(mine))
+        return found
 
 
 def find(sessions: sessionmaker[Any], tenant: str, job_id: str) -> Job | None:
@@ -144,6 +158,49 @@ def keep(sessions: sessionmaker[Any], job_id: str, owner: str, lease_seconds: fl
     values = {"lease_until": time.time() + lease_seconds, "progress": progress, "updated": datetime.now(UTC)}
     with sessions.begin() as session:
         return bool(session.execute(update(Job).where(mine).values(**values)).rowcount)
+
+
+def release(sessions: sessionmaker[Any], job_id: str, owner: str, *, progress: dict[str, Any], attempts: int) -> bool:
+    """Put a job back into the queue, to be taken at once; whether it was this worker's.
+
+    Parameters
+    ----------
+    attempts
+        How many are counted from now on: an attempt that was asked to stop, or that has come further, is no failure.
+    """
+    mine = (Job.id == job_id) & (Job.lease_owner == owner) & (Job.state == RUNNING)
+    values = {"state": QUEUED, "lease_until": None, "lease_owner": None, "attempts": attempts, "progress": progress}
+    with sessions.begin() as session:
+        return bool(session.execute(update(Job).where(mine).values(updated=datetime.now(UTC), **values)).rowcount)
+
+
+def advanced(sessions: sessionmaker[Any], job_id: str, owner: str) -> None:
+    """Count a job's attempts anew, because this one has come further than the last."""
+    mine = (Job.id == job_id) & (Job.lease_owner == owner) & (Job.state == RUNNING)
+    with sessions.begin() as session:
+        session.execute(update(Job).where(mine).values(attempts=1))
+
+
+def sweep(sessions: sessionmaker[Any], data: Path, *, older_than: float = 86400.0) -> int:
+    """Remove the files of uploads that never became jobs, because the server died; how many there were.
+
+    Parameters
+    ----------
+    older_than
+        Seconds since the last byte: an upload may still be going on.
+    """
+    removed = 0
+    for folder in sorted((data / "jobs").glob("job-*")):
+        with contextlib.suppress(OSError):  # another process was quicker
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - newest < older_than:
+                continue
+            with sessions() as session:
+                known = session.scalar(select(Job.id).where(Job.id == folder.name))
+            if known is None:
+                shutil.rmtree(folder)
+                removed += 1
+    return removed
 
 
 def end(

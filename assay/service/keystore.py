@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from assay._errors import KeyringError, RevokedKeyError, UnknownKeyError
+from assay.service import audit
+from assay.service.auth import Caller
 from assay.service.database import WatermarkKey
 from assay.service.envelope import MasterKey, seal, unseal
 from assay.watermark.keys import KeyInfo, SecretKey
@@ -37,9 +40,12 @@ class KeyStore:
         self._master = master
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], tuple[float, SecretKey]] = {}
+        self._usable: dict[str, tuple[float, tuple[SecretKey, ...]]] = {}
 
-    def create(self, tenant: str, config: SchemeConfig, id: str | None = None) -> KeyInfo:
-        """A new key.
+    def create(
+        self, tenant: str, config: SchemeConfig, id: str | None = None, *, caller: Caller | None = None
+    ) -> KeyInfo:
+        """A new key; with a caller, the change and its entry in the audit log are one transaction.
 
         Raises
         ------
@@ -52,8 +58,11 @@ class KeyStore:
         try:
             with self._sessions.begin() as session:
                 session.add(self._sealed(tenant, key))
+                if caller is not None:
+                    session.add(audit.event(caller, "keys.create", key.id, scheme=config.tag))
         except IntegrityError:
             raise KeyringError(f"id must be free, {key.id!r} is taken. Choose another, or leave it out.") from None
+        self._forget(tenant, key.id)
         return key.info
 
     def infos(self, tenant: str) -> list[KeyInfo]:
@@ -87,10 +96,25 @@ class KeyStore:
 
     def for_detection(self, tenant: str) -> list[SecretKey]:
         """The tenant's active and retired watermark keys."""
+        now = time.monotonic()
+        with self._lock:
+            known = self._usable.get(tenant)
+        if known is not None and known[0] > now:
+            return list(known[1])
         usable = [i.id for i in self.infos(tenant) if i.state != "revoked" and i.config.purpose == "watermark"]
-        return [self.key(tenant, id) for id in usable]
+        found = [self.key(tenant, id) for id in usable]
+        with self._lock:
+            self._usable[tenant] = (now + _CACHE_SECONDS, tuple(found))
+        return found
 
-    def rotate(self, tenant: str, id: str) -> KeyInfo:
+    def knows(self, tenant: str, ids: Sequence[str] | None) -> bool:
+        """Whether these keys, or with None those `for_detection`, will be found without a query."""
+        soon = time.monotonic() + 0.1
+        with self._lock:
+            known = [self._usable.get(tenant)] if ids is None else [self._known.get((tenant, id)) for id in ids]
+        return all(one is not None and one[0] > soon for one in known)
+
+    def rotate(self, tenant: str, id: str, *, caller: Caller | None = None) -> KeyInfo:
         """Retire an active key and make its successor with the same settings.
 
         Raises
@@ -107,10 +131,12 @@ class KeyStore:
             row.info = key.with_state("retired", at).info.to_dict()
             successor = SecretKey.generate(f"{id[:50]}-{secrets.token_hex(3)}", key.config)
             session.add(self._sealed(tenant, successor))
+            if caller is not None:
+                session.add(audit.event(caller, "keys.rotate", id, successor=successor.id))
         self._forget(tenant, id)
         return successor.info
 
-    def revoke(self, tenant: str, id: str) -> KeyInfo:
+    def revoke(self, tenant: str, id: str, *, caller: Caller | None = None) -> KeyInfo:
         """Revoke a key whose secret others may know; revoking it again changes nothing.
 
         Raises
@@ -125,12 +151,15 @@ class KeyStore:
             if key.state != "revoked":
                 key = key.with_state("revoked", at)
                 row.info = key.info.to_dict()
+            if caller is not None:
+                session.add(audit.event(caller, "keys.revoke", id))
         self._forget(tenant, id)
         return key.info
 
     def _forget(self, tenant: str, id: str) -> None:
         with self._lock:
             self._known.pop((tenant, id), None)
+            self._usable.pop(tenant, None)
 
     def _sealed(self, tenant: str, key: SecretKey) -> WatermarkKey:
         wrapped, sealed = seal(self._master, key._secret, tenant=tenant, key_id=key.id)

@@ -1,7 +1,7 @@
-"""Limits: bodies that are too large, callers that are too quick, and detectors that are asked too often.
+"""Limits: bodies that are too large, callers that are too quick, and evidence that says too much.
 
-The oracle guard: an attacker who may query a detector without end can strip a mark or forge one, so callers who hold
-only the scope "detect" get rounded evidence and a daily budget for each watermark key.
+An attacker who sees exact evidence can climb it, and so strip a mark or forge one: callers who hold only the scope
+"detect" get rounded evidence, and a daily budget (`accounts.OracleGuard`).
 """
 
 from __future__ import annotations
@@ -9,19 +9,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import sessionmaker
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assay.service.auth import Caller
-from assay.service.database import Budget
 
 _LOG10 = math.log(10.0)
-_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-STRONGEST = -9  # log10 of the smallest p-value that a caller with the scope "detect" alone is told
+STRONGEST = 9  # powers of ten of evidence that a caller with the scope "detect" alone is told at most
 
 
 class BodyLimit:
@@ -114,57 +108,28 @@ class RateLimiter:
             return 0.0
 
 
-class OracleGuard:
-    """Daily budgets of detections, kept in the database, and rounded evidence.
-
-    Parameters
-    ----------
-    sessions
-        Of the database.
-    per_day
-        Detections of one watermark key by one API key in a day (UTC).
-    """
-
-    def __init__(self, sessions: sessionmaker[Any], per_day: int) -> None:
-        self._sessions = sessions
-        self._per_day = per_day
-
-    def spend(self, caller: Caller, key_ids: list[str], count: int = 1) -> bool:
-        """Whether the caller may make `count` detections under each key; if so they are spent, else none is.
-
-        Callers with the scope "keys" or "admin" hold the keys anyway and have no budget.
-        """
-        if caller.may("keys"):
-            return True
-        if count > self._per_day:
-            return False
-        mine = {"tenant_id": caller.tenant, "api_key_id": caller.api_key_id, "day": datetime.now(UTC).date()}
-        with self._sessions() as session:
-            insert = _INSERT[session.get_bind().dialect.name]
-            for key_id in sorted(key_ids):  # in one order, so that two requests cannot wait for each other
-                fresh = insert(Budget).values(key_id=key_id, used=count, **mine)
-                spent = fresh.on_conflict_do_update(
-                    index_elements=["tenant_id", "api_key_id", "key_id", "day"],
-                    set_={"used": Budget.used + count},
-                    where=Budget.used + count <= self._per_day,
-                )
-                if session.execute(spent).rowcount != 1:
-                    session.rollback()
-                    return False
-            session.commit()
-        return True
-
-
 def rounded(log_value: float, caller: Caller, *, up: bool) -> float:
     """Evidence as a caller may see it: whole powers of ten, none beyond 1e-9, for callers without the scope "keys".
+
+    What is told never overstates: p-values are rounded up, e-values down.
 
     Parameters
     ----------
     log_value
-        Natural logarithm of a p-value (`up`) or an e-value (not `up`); both are rounded towards no evidence.
+        Natural logarithm of a p-value (`up`) or an e-value (not `up`).
+
+    Returns
+    -------
+    A natural logarithm; minus infinity for an e-value below 1, which is no evidence and would tell an attacker how far
+    a text still is from some.
     """
     if caller.may("keys"):
         return log_value
+    # Evidence as a number of decimal digits; p-values and e-values count in opposite directions.
+    digits = -log_value if up else log_value
+    whole = min(max(math.floor(digits / _LOG10) if math.isfinite(digits) else STRONGEST * (digits > 0), 0), STRONGEST)
+    if whole > 0 and whole * _LOG10 > digits:  # the division was rounded up to a whole number
+        whole -= 1
     if up:
-        return max(math.ceil(max(log_value / _LOG10, STRONGEST) - 1e-9), STRONGEST) * _LOG10
-    return min(math.floor(min(log_value / _LOG10, -STRONGEST) + 1e-9), -STRONGEST) * _LOG10
+        return -whole * _LOG10 if whole else 0.0
+    return whole * _LOG10 if digits >= 0 else -math.inf

@@ -6,7 +6,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assay.service import metrics
+from assay.service import errors, metrics
 
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
@@ -40,12 +40,12 @@ class Observed:
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
-        status = 500
+        status, started = 500, False
 
         async def dressed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 given = {name.lower() for name, _ in message["headers"]}
                 extra = [(name, value) for name, value in HEADERS.items() if name not in given]
                 message = {**message, "headers": [*message["headers"], *extra]}
@@ -53,6 +53,12 @@ class Observed:
 
         try:
             await self._app(scope, receive, dressed)
+        except Exception as error:
+            # Handled here: a server would log the traceback, whose last line may hold a text or a secret.
+            answer = errors.failed(scope, error)
+            if started:
+                raise ConnectionAbortedError("the answer broke off") from None
+            await answer(scope, receive, dressed)
         finally:
             # The route's pattern, not the path: a path holds ids.
             route = getattr(scope.get("route"), "path", "none")

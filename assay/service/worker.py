@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
 from assay._errors import AssayError, RunError
 from assay.service import jobs
@@ -27,10 +28,24 @@ from assay.service.settings import Settings
 
 _LOG = logging.getLogger("assay.service.worker")
 _POLL = 0.5
+_IN_USE = "another process is writing"  # in the message of a run whose ledger is locked
+PARENT = "ASSAY_WORKER_PARENT"
+"""The process id of the server that started a worker: the worker ends when it does."""
 
 
-def work(state: State, *, once: bool = False, stop: threading.Event | None = None) -> int:
+def work(state: State, *, once: bool = False, stop: threading.Event | None = None, parent: int | None = None) -> int:
     """Take jobs until told to stop; with `once` until none waits.
+
+    Parameters
+    ----------
+    state
+        Of the service.
+    once
+        Return when no job waits.
+    stop
+        Return when it is set; a job that runs is put back into the queue.
+    parent
+        Return when this process has another parent: the server that started it is dead.
 
     Returns
     -------
@@ -39,7 +54,7 @@ def work(state: State, *, once: bool = False, stop: threading.Event | None = Non
     owner = f"{os.getpid()}-{secrets.token_hex(4)}"
     stop = stop or threading.Event()
     taken = 0
-    while not stop.is_set():
+    while not stop.is_set() and (parent is None or os.getppid() == parent):
         job = jobs.claim(state.sessions, owner, state.settings.lease_seconds)
         if job is None:
             if once:
@@ -48,40 +63,51 @@ def work(state: State, *, once: bool = False, stop: threading.Event | None = Non
             continue
         taken += 1
         _LOG.info("job %s, attempt %d", job.id, job.attempts)
-        _run(state, job, owner)
+        lease = _Lease(state, job, owner, parent)
+        try:
+            _run(state, job, owner, lease)
+        except KeyboardInterrupt:
+            if not lease.lost:
+                jobs.release(state.sessions, job.id, owner, progress=lease.progress(), attempts=job.attempts - 1)
+                raise
+            _LOG.info("job %s was cancelled or taken over", job.id)
     return taken
 
 
-def _run(state: State, job: Job, owner: str) -> None:
-    folders = jobs.JobFolders(state.settings.data)
+def _run(state: State, job: Job, owner: str, lease: _Lease) -> None:
     if job.attempts > jobs.MOST_ATTEMPTS:
         message = f"{jobs.MOST_ATTEMPTS} workers died of it."
         jobs.end(state.sessions, job.id, owner, jobs.FAILED, progress=job.progress, error=message)
         return
-    with _Lease(state, job, owner) as lease:
+    error: str | None = None
+    with lease:
         try:
-            summary = _test(state, job, folders)
-        except KeyboardInterrupt:
-            if not lease.lost:
-                raise  # the process was asked to stop; the lease runs out and another worker goes on
-            _LOG.info("job %s was cancelled or taken over", job.id)
-            return
-        except RunError as error:
-            if "in use" in str(error):  # its last worker still lives; the lease keeps others away meanwhile
+            summary = _test(state, job)
+        except RunError as refusal:
+            error = str(refusal)
+            if _IN_USE in error:  # a worker that lost its lease has not ended yet
+                jobs.release(state.sessions, job.id, owner, progress=lease.progress(), attempts=job.attempts - 1)
                 time.sleep(_POLL)
-                jobs.end(state.sessions, job.id, owner, jobs.QUEUED, progress=lease.progress())
                 return
-            jobs.end(state.sessions, job.id, owner, jobs.FAILED, progress=lease.progress(), error=str(error))
-            return
-        except (AssayError, ValueError) as error:
-            jobs.end(state.sessions, job.id, owner, jobs.FAILED, progress=lease.progress(), error=str(error))
-            return
-    jobs.end(state.sessions, job.id, owner, jobs.FINISHED, progress=summary)
+        except (AssayError, ValueError) as refusal:
+            error = str(refusal)
+        except Exception as failure:
+            # The type alone: a message may quote a text.
+            _LOG.error("job %s: %s", job.id, type(failure).__name__)
+            error = "something went wrong inside; it has been logged."
+    if error is None:
+        jobs.end(state.sessions, job.id, owner, jobs.FINISHED, progress=summary)
+    else:
+        # Tenants need not know where the service keeps its files.
+        error = error.replace(str(state.settings.data.resolve()), "...")
+        jobs.end(state.sessions, job.id, owner, jobs.FAILED, progress=lease.progress(), error=error)
 
 
-def _test(state: State, job: Job, folders: jobs.JobFolders) -> dict[str, Any]:
+def _test(state: State, job: Job) -> dict[str, Any]:
     from assay.detection.corpus import run
 
+    # Resolved: a run is pinned to the name of its corpus, however the folder was named when it began.
+    folders = jobs.JobFolders(state.settings.data.resolve())
     ids = job.options["keys"]
     keys = [state.keys.key(job.tenant_id, id) for id in ids]
     summary = run(
@@ -103,8 +129,9 @@ def _test(state: State, job: Job, folders: jobs.JobFolders) -> dict[str, Any]:
 class _Lease:
     """Renews a job's lease from a thread, and interrupts the main thread when it is lost."""
 
-    def __init__(self, state: State, job: Job, owner: str) -> None:
+    def __init__(self, state: State, job: Job, owner: str, parent: int | None = None) -> None:
         self.lost = False
+        self._parent = parent
         self._state = state
         self._job = job
         self._owner = owner
@@ -133,10 +160,23 @@ class _Lease:
 
     def _renew(self) -> None:
         seconds = self._state.settings.lease_seconds
+        begun, until = self._job.progress.get("documents", 0), time.monotonic() + seconds
         while not self._done.wait(min(seconds / 3, 2.0)):
-            if not jobs.keep(self._state.sessions, self._job.id, self._owner, seconds, self.progress()):
+            progress = self.progress()
+            orphaned = self._parent is not None and os.getppid() != self._parent
+            try:
+                mine = not orphaned and jobs.keep(self._state.sessions, self._job.id, self._owner, seconds, progress)
+                if mine and progress["documents"] > begun:
+                    begun = progress["documents"]
+                    jobs.advanced(self._state.sessions, self._job.id, self._owner)
+            except SQLAlchemyError:  # the database may come back before the lease runs out
+                mine = time.monotonic() < until
+            else:
+                until = time.monotonic() + seconds
+            if not mine:
                 self.lost = True
-                _thread.interrupt_main()
+                if not self._done.is_set():
+                    _thread.interrupt_main()
                 return
 
 
@@ -150,8 +190,13 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, asked)
+    # A shell that starts the service in the background ignores SIGINT, which a lost lease needs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    parent = os.environ.pop(PARENT, None)
     with contextlib.suppress(KeyboardInterrupt):
-        work(open_state(Settings.from_environment()), stop=stop)
+        state = open_state(Settings.from_environment())
+        jobs.sweep(state.sessions, state.settings.data)
+        work(state, stop=stop, parent=None if parent is None else int(parent))
 
 
 if __name__ == "__main__":

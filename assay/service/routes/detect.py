@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Final
 
 import orjson
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
@@ -17,17 +18,25 @@ from assay._errors import TextError
 from assay.detection.detect import detect
 from assay.detection.result import TestResult
 from assay.detection.text import check_text
-from assay.service import audit, metrics
+from assay.service import metrics
 from assay.service.access import Detects, Shared
+from assay.service.accounts import Charge
 from assay.service.app import State
 from assay.service.auth import Caller
+from assay.service.bodies import described, json_body
 from assay.service.errors import responses
 from assay.service.limits import rounded
 from assay.watermark.keys import SecretKey
 
 router = APIRouter(prefix="/v1/detect", tags=["detect"], responses=responses(404))
 
-_KEYS = 64
+KeyIds = Annotated[
+    list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]] | None, Field(max_length=64, min_length=1)
+]
+_INLINE: Final = 20_000  # characters times keys tested on the event loop: a few milliseconds, less than a thread's turn
+_LONGEST_ID: Final = 1000
+_LINES: Final = {"type": "string", "description": "JSON lines with the field text, and id if wanted."}
+_GROUP: Final = 64  # lines of a stream charged together
 
 
 def _valid(text: str) -> str:
@@ -42,7 +51,7 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     text: Annotated[str, Field(description="The text; at most 1,000,000 characters by default.")]
-    keys: Annotated[list[str] | None, Field(max_length=_KEYS, min_length=1)] = None
+    keys: KeyIds = None
     """Ids; default: every active and retired key."""
 
     _text_is_valid = field_validator("text")(_valid)
@@ -53,7 +62,7 @@ class WantedBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     texts: Annotated[list[str], Field(min_length=1)]
-    keys: Annotated[list[str] | None, Field(max_length=_KEYS, min_length=1)] = None
+    keys: KeyIds = None
 
     @field_validator("texts")
     @classmethod
@@ -62,14 +71,18 @@ class WantedBatch(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What a test says. Rounded to whole powers of ten, none beyond 1e-9, for callers without the scope "keys"."""
+    """What a test says.
+
+    For callers without the scope "keys" evidence is rounded to whole powers of ten, none beyond 1e-9, and `log_evalue`
+    is null where the e-value is below 1, which is no evidence.
+    """
 
     test: str
     key_id: str | None
     scheme: str | None
     log_pvalue: float
     pvalue: float
-    log_evalue: float
+    log_evalue: float | None
     n_tokens: int
     n_scored: int
     null: str
@@ -81,15 +94,15 @@ class Verdict(BaseModel):
     def of(cls, result: TestResult, caller: Caller) -> Verdict:
         """What the caller may see of a result."""
         log_p = rounded(max(result.log_pvalue, -1e300), caller, up=True)
-        log_e = rounded(min(max(result.log_evalue, -1e300), 1e300), caller, up=False)
-        seen = TestResult(**{**vars(result), "log_pvalue": log_p, "log_evalue": log_e, "components": ()})
+        log_e = rounded(min(result.log_evalue, 1e300), caller, up=False)
+        seen = TestResult(**{**vars(result), "log_pvalue": log_p, "components": ()})
         return cls(
             test=result.test,
             key_id=result.key_id,
             scheme=result.scheme,
             log_pvalue=log_p,
             pvalue=math.exp(log_p),
-            log_evalue=log_e,
+            log_evalue=None if math.isinf(log_e) else log_e,
             n_tokens=result.n_tokens,
             n_scored=result.n_scored,
             null=result.null,
@@ -105,47 +118,55 @@ class Verdicts(BaseModel):
     verdicts: list[Verdict]
 
 
-@router.post("")
-def one(shared: Shared, caller: Detects, wanted: Wanted) -> Verdict:
+@router.post("", response_model=Verdict, openapi_extra=described(Wanted))
+async def test_one(shared: Shared, caller: Detects, wanted: Annotated[Wanted, Depends(json_body(Wanted))]) -> Response:
     """Test one text."""
-    keys = _keys(shared, caller, wanted.keys)
-    _spend(shared, caller, keys, 1)
-    found = _test(shared, caller, wanted.text, keys)
-    audit.record(shared.sessions, caller, "detect", None, keys=len(keys), texts=1)
-    return found
+    _check_length(shared, wanted.text)
+    keys = await _keys_now(shared, caller, wanted.keys)
+    await _charge(shared, caller, "detect", keys, 1)
+    found = await _test_now(shared, caller, wanted.text, keys)
+    # Written out here: FastAPI would check a model that was just made, field by field.
+    return Response(found.model_dump_json(), media_type="application/json")
 
 
-@router.post("/batch")
-def batch(shared: Shared, caller: Detects, wanted: WantedBatch) -> Verdicts:
+@router.post("/batch", response_model=Verdicts, openapi_extra=described(WantedBatch))
+async def test_batch(
+    shared: Shared, caller: Detects, wanted: Annotated[WantedBatch, Depends(json_body(WantedBatch))]
+) -> Response:
     """Test several texts."""
     if len(wanted.texts) > shared.settings.max_batch:
         raise HTTPException(422, f"texts must be at most {shared.settings.max_batch}, got {len(wanted.texts)}.")
-    keys = _keys(shared, caller, wanted.keys)
-    _spend(shared, caller, keys, len(wanted.texts))
-    found = [_test(shared, caller, text, keys) for text in wanted.texts]
-    audit.record(shared.sessions, caller, "detect.batch", None, keys=len(keys), texts=len(found))
-    return Verdicts(verdicts=found)
+    for text in wanted.texts:
+        _check_length(shared, text)
+    keys = await _keys_now(shared, caller, wanted.keys)
+    await _charge(shared, caller, "detect.batch", keys, len(wanted.texts))
+    found = [await _test_now(shared, caller, text, keys) for text in wanted.texts]
+    return Response(Verdicts(verdicts=found).model_dump_json(), media_type="application/json")
 
 
 @router.post(
     "/stream",
     response_class=StreamingResponse,
-    openapi_extra={"requestBody": {"required": True, "content": {"application/x-ndjson": {}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": _LINES}}}},
 )
-async def stream(shared: Shared, caller: Detects, request: Request) -> StreamingResponse:
+async def test_stream(shared: Shared, caller: Detects, request: Request) -> StreamingResponse:
     """Test lines as they come: `{"text": ..., "id": ...}` in, a verdict or an error with that id out."""
-    keys = await run_in_threadpool(_keys, shared, caller, None)
+    keys = await _keys_now(shared, caller, None)
 
     async def answers() -> AsyncIterator[bytes]:
-        count = 0
-        async for line in _lines(request, shared.settings.max_body_bytes):
-            count += 1
-            yield await run_in_threadpool(_answer, shared, caller, keys, line)
-        await run_in_threadpool(
-            audit.record, shared.sessions, caller, "detect.stream", None, keys=len(keys), texts=count
-        )
+        async for lines in _lines(request, shared.settings.max_body_bytes):
+            for start in range(0, len(lines), _GROUP):
+                yield await _answers(shared, caller, keys, lines[start : start + _GROUP])
 
     return _Duplex(answers(), media_type="application/x-ndjson")
+
+
+def one(shared: State, caller: Caller, wanted: Wanted) -> Verdict:
+    """Test one text, charged and entered in the audit log, from a thread of one's own."""
+    _check_length(shared, wanted.text)
+    keys = _keys(shared, caller, wanted.keys)
+    _granted(shared.guard.charge_all([_bill(caller, "detect", keys, 1)])[0])
+    return _test(shared, caller, wanted.text, keys)
 
 
 class _Duplex(StreamingResponse):
@@ -156,40 +177,72 @@ class _Duplex(StreamingResponse):
         await self.stream_response(send)
 
 
-async def _lines(request: Request, longest: int) -> AsyncIterator[bytes | None]:
-    """Lines of the body; None in place of one that is too long, which ends the stream."""
+async def _lines(request: Request, longest: int) -> AsyncIterator[list[bytes | None]]:
+    """Lines of the body, as many at a time as came; None in place of one that is too long, which ends the stream."""
     held = b""
     async for piece in request.stream():
         *whole, held = (held + piece).split(b"\n")
-        for line in whole:
-            if line.strip():
-                yield line
+        lines: list[bytes | None] = [line for line in whole if line.strip()]
         if len(held) > longest:
-            yield None
+            yield [*lines, None]
             return
+        if lines:
+            yield lines
     if held.strip():
-        yield held
+        yield [held]
 
 
-def _answer(shared: State, caller: Caller, keys: list[SecretKey], line: bytes | None) -> bytes:
-    id = None
+async def _answers(shared: State, caller: Caller, keys: list[SecretKey], lines: list[bytes | None]) -> bytes:
+    """The answers to lines, tested after the texts among them are charged."""
+    read = [_read(shared, line) for line in lines]
+    texts = sum(error is None for _, _, error in read)
+    for _ in lines:  # a stream waits where a request would be refused
+        while (wait := shared.rates.wait(caller.api_key_id)) > 0:
+            await asyncio.sleep(wait)
+    answers = []
+    # All or none is charged; if it is none, one by one, so that a budget is used to its end.
+    together = texts > 0 and await shared.guard.charge(_bill(caller, "detect.stream", keys, texts))
+    for id, text, error in read:
+        answer: dict[str, Any] = {"id": id}
+        if error is None and not together:
+            try:
+                await _charge(shared, caller, "detect.stream", keys, 1)
+            except HTTPException as refusal:
+                error = refusal.detail
+        if error is None:
+            answer["verdict"] = (await _test_now(shared, caller, text, keys)).model_dump()
+        else:
+            answer["error"] = error
+        answers.append(orjson.dumps(answer) + b"\n")
+    return b"".join(answers)
+
+
+def _read(shared: State, line: bytes | None) -> tuple[str | int | None, str, str | None]:
+    """Id and text of a line, and what is wrong with it."""
+    if line is None:
+        return None, "", f"a line must be at most {shared.settings.max_body_bytes} bytes; the stream ends here."
     try:
-        if line is None:
-            raise ValueError(f"a line must be at most {shared.settings.max_body_bytes} bytes; the stream ends here.")
         given = orjson.loads(line)
-        if not isinstance(given, dict) or not isinstance(given.get("text"), str):
-            raise ValueError('a line must be a JSON object with the field "text".')
-        id = given.get("id")
-        if not isinstance(id, str | int | None):
-            id = None
-        _spend(shared, caller, keys, 1)
-        verdict = _test(shared, caller, given["text"], keys).model_dump()
     except orjson.JSONDecodeError:
-        return orjson.dumps({"id": None, "error": "a line must be JSON."}) + b"\n"
-    except (HTTPException, ValueError) as error:
-        detail = error.detail if isinstance(error, HTTPException) else str(error)
-        return orjson.dumps({"id": id, "error": detail}) + b"\n"
-    return orjson.dumps({"id": id, "verdict": verdict}) + b"\n"
+        return None, "", "a line must be JSON in UTF-8, without NaN, infinities or lone surrogates."
+    if not isinstance(given, dict):
+        return None, "", 'a line must be a JSON object with the field "text".'
+    id, text = given.get("id"), given.get("text")
+    if not isinstance(id, str | int | None) or (isinstance(id, str) and len(id) > _LONGEST_ID):
+        return None, "", f"id must be a whole number, or a string of at most {_LONGEST_ID} characters."
+    if not isinstance(text, str):
+        return id, "", 'a line must be a JSON object with the field "text".'
+    try:
+        _check_length(shared, text)
+    except HTTPException as error:
+        return id, "", error.detail
+    return id, text, None
+
+
+async def _keys_now(shared: State, caller: Caller, ids: list[str] | None) -> list[SecretKey]:
+    if shared.keys.knows(caller.tenant, ids):
+        return _keys(shared, caller, ids)
+    return await run_in_threadpool(_keys, shared, caller, ids)
 
 
 def _keys(shared: State, caller: Caller, ids: list[str] | None) -> list[SecretKey]:
@@ -205,8 +258,16 @@ def _keys(shared: State, caller: Caller, ids: list[str] | None) -> list[SecretKe
     return keys
 
 
-def _spend(shared: State, caller: Caller, keys: list[SecretKey], texts: int) -> None:
-    if not shared.guard.spend(caller, [key.id for key in keys], texts):
+def _bill(caller: Caller, action: str, keys: Sequence[SecretKey], texts: int) -> Charge:
+    return Charge(caller, tuple(key.id for key in keys), texts, action)
+
+
+async def _charge(shared: State, caller: Caller, action: str, keys: list[SecretKey], texts: int) -> None:
+    _granted(await shared.guard.charge(_bill(caller, action, keys, texts)))
+
+
+def _granted(granted: bool) -> None:
+    if not granted:
         raise HTTPException(
             429,
             "this API key has used its detections of today: unlimited queries would let a mark be stripped or forged.",
@@ -214,11 +275,19 @@ def _spend(shared: State, caller: Caller, keys: list[SecretKey], texts: int) -> 
         )
 
 
+def _check_length(shared: State, text: str) -> None:
+    most = shared.settings.max_text_characters
+    if len(text) > most:
+        raise HTTPException(422, f"text must be at most {most} characters, got {len(text)}.")
+
+
+async def _test_now(shared: State, caller: Caller, text: str, keys: list[SecretKey]) -> Verdict:
+    if len(text) * len(keys) <= _INLINE:
+        return _test(shared, caller, text, keys)
+    return await run_in_threadpool(_test, shared, caller, text, keys)
+
+
 def _test(shared: State, caller: Caller, text: str, keys: list[SecretKey]) -> Verdict:
-    if len(text) > shared.settings.max_text_characters:
-        raise HTTPException(
-            422, f"text must be at most {shared.settings.max_text_characters} characters, got {len(text)}."
-        )
     result = detect(text, keys, tokenizer=shared.tokenizer)
     metrics.DETECTIONS.inc()
     metrics.TOKENS.inc(result.n_tokens)

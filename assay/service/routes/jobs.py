@@ -22,16 +22,21 @@ from starlette.requests import ClientDisconnect
 
 from assay.service import audit, jobs
 from assay.service.access import Detects, Shared
+from assay.service.accounts import Charge
 from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.database import Job
 from assay.service.errors import responses
-from assay.service.limits import rounded
+from assay.service.limits import STRONGEST, rounded
+from assay.service.routes.detect import KeyIds, _keys
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(404, 409))
 
 JobId = Annotated[str, InPath(pattern=r"^job-[0-9a-f]{24}$")]
-_NAME = Query(min_length=1, max_length=64)
+_NAME = Query(pattern=r"^[^\x00-\x1f]{1,64}$")
+_LEVELS = frozenset(float(f"1e-{digits}") for digits in range(1, STRONGEST + 1))
+_CORPUS = {"type": "string", "description": "JSON lines with the field text."}
+_TOMORROW = {"retry-after": "3600"}
 
 
 class JobView(BaseModel):
@@ -70,14 +75,14 @@ class JobViews(BaseModel):
 @router.post(
     "",
     status_code=202,
-    openapi_extra={"requestBody": {"required": True, "content": {"application/x-ndjson": {}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": _CORPUS}}}},
 )
 async def submit(
     shared: Shared,
     caller: Detects,
     request: Request,
     response: Response,
-    keys: Annotated[list[str] | None, Query(max_length=64)] = None,
+    keys: Annotated[KeyIds, Query()] = None,
     fdr: Annotated[float, Query(gt=0, lt=1)] = 0.01,
     id_column: Annotated[str | None, _NAME] = None,
     source_column: Annotated[str | None, _NAME] = None,
@@ -88,6 +93,7 @@ async def submit(
 
     The same `Idempotency-Key` with the same request gives the same job again, whatever happened to the first answer.
     """
+    _check_fdr(caller, fdr)
     ids = await run_in_threadpool(_key_ids, shared, caller, keys)
     options = {
         "keys": ids,
@@ -99,8 +105,14 @@ async def submit(
     job_id = jobs.new_id()
     folder = shared.settings.data / "jobs" / job_id
     try:
-        digest = await _store(request, jobs.JobFolders(shared.settings.data).corpus(job_id), shared.settings)
+        digest, lines = await _store(request, jobs.JobFolders(shared.settings.data).corpus(job_id), shared.settings)
         request_sha256 = hashlib.sha256(orjson.dumps([options, digest], option=orjson.OPT_SORT_KEYS)).hexdigest()
+        if await run_in_threadpool(jobs.submitted, shared.sessions, caller.tenant, idempotency_key) is None:
+            charge = Charge(caller, tuple(ids), lines, "jobs.detect", job_id)
+            if not await shared.guard.charge(charge):
+                raise HTTPException(
+                    429, "this corpus has more lines than this API key has detections left today.", _TOMORROW
+                )
         job, fresh = await run_in_threadpool(
             jobs.submit,
             shared.sessions,
@@ -111,14 +123,12 @@ async def submit(
             idempotency_key=idempotency_key,
         )
     except ValueError as error:
-        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise HTTPException(409, str(error)) from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    if fresh:
-        await run_in_threadpool(audit.record, shared.sessions, caller, "jobs.submit", job.id, keys=len(ids))
-    else:
+    if not fresh:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
         response.status_code = 200
     return JobView.of(job)
@@ -165,18 +175,24 @@ def _rows(path: Path, caller: Caller) -> Iterator[bytes]:
         for batch in file.iter_batches(batch_size=4096):
             lines = []
             for row in batch.to_pylist():
-                for name, up in (("log_pvalue", True), ("log_qvalue", True), ("log_evalue", False)):
-                    row[name] = rounded(row[name], caller, up=up)
                 if not caller.may("keys"):
+                    for name, up in (("log_pvalue", True), ("log_qvalue", True), ("log_evalue", False)):
+                        row[name] = rounded(row[name], caller, up=up)
                     row["pvalue"], row["qvalue"] = math.exp(row["log_pvalue"]), math.exp(row["log_qvalue"])
                     del row["statistic"]
                 lines.append(orjson.dumps(row))
             yield b"\n".join(lines) + b"\n" if lines else b""
 
 
-async def _store(request: Request, path: Path, settings: Any) -> str:
-    """The body into a file, on the disk when this returns; its SHA-256."""
-    digest, size = hashlib.sha256(), 0
+def _check_fdr(caller: Caller, fdr: float) -> None:
+    """Refuse levels between those that evidence is rounded to: flags at many of them would tell its digits."""
+    if not caller.may("keys") and fdr not in _LEVELS:
+        raise HTTPException(422, "fdr must be 0.1, 0.01 and so on to 1e-9 for an API key without the scope 'keys'.")
+
+
+async def _store(request: Request, path: Path, settings: Any) -> tuple[str, int]:
+    """The body into a file, on the disk when this returns; its SHA-256 and how many lines it has at most."""
+    digest, size, lines = hashlib.sha256(), 0, 1
     path.parent.mkdir(mode=0o700, parents=True)
     with path.open("wb") as file:
         try:
@@ -185,6 +201,7 @@ async def _store(request: Request, path: Path, settings: Any) -> str:
                 if size > settings.max_upload_bytes:
                     raise HTTPException(413, f"the corpus must be at most {settings.max_upload_bytes} bytes.")
                 digest.update(piece)
+                lines += piece.count(b"\n")
                 await asyncio.to_thread(file.write, piece)
         except ClientDisconnect:
             raise HTTPException(400, "the upload broke off.") from None
@@ -192,14 +209,11 @@ async def _store(request: Request, path: Path, settings: Any) -> str:
             raise HTTPException(422, "the corpus is empty: send JSON lines as the body.")
         file.flush()
         await asyncio.to_thread(os.fsync, file.fileno())
-    return digest.hexdigest()
+    return digest.hexdigest(), lines
 
 
 def _key_ids(shared: State, caller: Caller, ids: list[str] | None) -> list[str]:
-    found = shared.keys.for_detection(caller.tenant) if not ids else [shared.keys.key(caller.tenant, id) for id in ids]
-    if not found:
-        raise HTTPException(404, "there is no key to look for: make one with POST /v1/keys.")
-    return sorted({key.id for key in found})
+    return sorted({key.id for key in _keys(shared, caller, ids)})
 
 
 def _job(shared: State, caller: Caller, id: str) -> Job:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from assay.service import audit
 from assay.service.access import KeepsKeys, Shared
+from assay.service.bodies import described, json_body
 from assay.service.errors import responses
 from assay.watermark.keys import KeyInfo
 from assay.watermark.schemes import config_from, newest
@@ -20,6 +20,10 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(404, 40
 _ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 KeyId = Annotated[str, InPath(pattern=_ID, description="Id of a key.")]
 
+ParameterName = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+ParameterValue = bool | int | Finite | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
+
 
 class NewKey(BaseModel):
     """What to make."""
@@ -27,7 +31,7 @@ class NewKey(BaseModel):
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str | None, Field(pattern=_ID, description="Default: a random id.")] = None
     scheme: Annotated[str, Field(max_length=64, description='Such as "gumbel"; "ed25519" signs reports.')] = "gumbel"
-    parameters: Annotated[dict[str, int | float | bool | str], Field(max_length=32)] = {}
+    parameters: Annotated[dict[ParameterName, ParameterValue], Field(max_length=32)] = {}
 
 
 class Key(BaseModel):
@@ -55,13 +59,11 @@ class Keys(BaseModel):
     keys: list[Key]
 
 
-@router.post("", status_code=201)
-def create(shared: Shared, caller: KeepsKeys, wanted: NewKey) -> Key:
+@router.post("", status_code=201, openapi_extra=described(NewKey))
+def create(shared: Shared, caller: KeepsKeys, wanted: Annotated[NewKey, Depends(json_body(NewKey))]) -> Key:
     """Make a key."""
     config = config_from(wanted.scheme, newest(wanted.scheme).version, wanted.parameters)
-    info = shared.keys.create(caller.tenant, config, wanted.id)
-    audit.record(shared.sessions, caller, "keys.create", info.id, scheme=config.tag)
-    return Key.of(info)
+    return Key.of(shared.keys.create(caller.tenant, config, wanted.id, caller=caller))
 
 
 @router.get("")
@@ -73,14 +75,10 @@ def list_keys(shared: Shared, caller: KeepsKeys) -> Keys:
 @router.post("/{id}/rotate", status_code=201)
 def rotate(shared: Shared, caller: KeepsKeys, id: KeyId) -> Key:
     """Retire a key and make its successor with the same settings; the old one still detects."""
-    info = shared.keys.rotate(caller.tenant, id)
-    audit.record(shared.sessions, caller, "keys.rotate", id, successor=info.id)
-    return Key.of(info)
+    return Key.of(shared.keys.rotate(caller.tenant, id, caller=caller))
 
 
 @router.post("/{id}/revoke")
 def revoke(shared: Shared, caller: KeepsKeys, id: KeyId) -> Key:
     """Revoke a key whose secret others may know. Cannot be undone."""
-    info = shared.keys.revoke(caller.tenant, id)
-    audit.record(shared.sessions, caller, "keys.revoke", id)
-    return Key.of(info)
+    return Key.of(shared.keys.revoke(caller.tenant, id, caller=caller))
