@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import threading
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,6 +15,8 @@ import httpx
 import numpy as np
 import orjson
 import pytest
+import uvicorn
+from chromium import CHROMIUM, Chromium
 from fastapi.testclient import TestClient
 
 from assay.detection.text import load_tokenizer
@@ -21,6 +24,7 @@ from assay.service.app import create_app
 from assay.service.auth import create_api_key, revoke_api_key
 from assay.service.pages import render, verdict
 from assay.service.pages.sessions import WebSessions, form_token
+from assay.service.routes import pages as pages_route
 from assay.service.settings import Settings
 from assay.service.worker import work
 from assay.watermark.gumbel import GumbelConfig, unmarked_key
@@ -416,3 +420,73 @@ def test_contrast_in_light_and_dark() -> None:
         for ink, paper, least in pairs:
             light, dark = sorted((luminance(c[ink]), luminance(c[paper])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= least, (ink, paper)
+
+
+@pytest.fixture(scope="module")
+def address(service: Service) -> Iterator[str]:
+    """The service behind a real socket."""
+    server = uvicorn.Server(uvicorn.Config(service.app, port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+NEEDS_BROWSER = pytest.mark.skipif(
+    CHROMIUM is None, reason="Chromium is not installed, so no page is used in a browser"
+)
+
+
+@NEEDS_BROWSER
+@pytest.mark.parametrize("scripts", [False, True], ids=["without JavaScript", "with JavaScript"])
+def test_by_keyboard_in_a_real_browser(service: Service, address: str, tmp_path: Path, scripts: bool) -> None:
+    with Chromium(tmp_path / "profile", scripts=scripts) as browser:
+        browser.open(f"{address}/")
+        assert browser.tab_to("button Log in")[:3] == ["a Skip to the content", "a Assay", "input api_key"]
+        browser.press("Tab", shift=True)
+        browser.type(service.tokens["press"])
+        browser.press("Enter")
+        browser.wait("Test a text")
+        order = browser.tab_to("textarea text")
+        assert order[0] == "a Skip to the content"
+        # Whoever uses the keyboard sees where they are.
+        assert browser.value("getComputedStyle(document.activeElement).outlineWidth") == "3px"
+        browser.type(service.marked)
+        assert browser.tab_to("button Test") == ["input file", "select key", "button Test"]
+        browser.press("Enter")
+        browser.wait("Very strong evidence of a mark")
+        assert browser.focused() == "h1 verdict"
+        spoken = browser.spoken()
+        status = next(properties for role, _, properties in spoken if role == "status")
+        assert status["live"] == "polite"
+        assert status["atomic"] is True
+        roles = {role for role, _, _ in spoken}
+        assert {"banner", "navigation", "main", "contentinfo", "heading", "status", "mark"} <= roles
+        assert not [one for one in spoken if one[0] in ("button", "link", "textbox", "combobox") and not one[1]]
+        # The style sheet was admitted: highlighted words have its colour, and the log has no complaint.
+        assert browser.value("getComputedStyle(document.querySelector('mark')).backgroundColor") == "rgb(250, 224, 156)"
+        assert browser.value("document.cookie") == ""
+        browser.tab_to("a Test another text")
+        browser.press("Enter")
+        browser.wait("Test a text")
+        browser.tab_to("button Log out")
+        browser.press("Enter")
+        browser.wait("Log in")
+        assert browser.log == []
+
+
+@NEEDS_BROWSER
+def test_the_policy_stops_a_smuggled_script(
+    service: Service, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The near-miss: a page that does not escape. The browser refuses the script and says so.
+    bad = "<title>bad</title><script>document.title='x'</script>"
+    monkeypatch.setattr(pages_route, "page", lambda name, **_: bad)
+    with Chromium(tmp_path / "profile") as browser:
+        browser.open(f"{address}/")
+        assert browser.value("document.title") == "bad"
+        assert any("Content Security Policy" in line for line in browser.log)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from assay.service.routes import detect, health, jobs, keys, pages, reports
+from assay.service.routes import audit, completions, detect, health, jobs, keys, pages, reports
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
     keys.router,
     detect.router,
     jobs.router,
+    audit.router,
+    completions.router,
     reports.router,
     pages.router,
 )

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from assay._errors import AssayError
 from assay.detection.text import check_text, decode_text
 from assay.service import audit, jobs, reports
-from assay.service.access import Shared, state
+from assay.service.access import Shared
 from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.pages import sessions, verdict
@@ -246,7 +246,7 @@ def _spans(
 
 
 def _failed(request: Request, status: int, problem: str) -> Response:
-    caller = _web_sessions(state(request)).caller(request.cookies.get(SESSION))
+    caller = _web_sessions(request.app.state.assay).caller(request.cookies.get(SESSION))
     return _page(request, caller, "error", status, words=_WORDS.get(status, "Something is wrong"), problem=problem)
 
 
@@ -258,7 +258,7 @@ def _need(caller: Caller, scope: str) -> None:
 async def _form(request: Request, cookie: str) -> dict[str, str | bytes]:
     """Fields and files of a form that this service's own page sent: it knows what only that page can know."""
     token = request.cookies.get(cookie)
-    limit = state(request).settings.max_body_bytes
+    limit = request.app.state.assay.settings.max_body_bytes
     async with request.form(max_files=1, max_fields=10, max_part_size=limit) as form:
         values = {name: await one.read() if isinstance(one, UploadFile) else one for name, one in form.items()}
     sent = str(values.get("form_token"))

@@ -1,0 +1,287 @@
+"""/v1/completions and /v1/models: text from the configured model with the mark of a tenant's key, as OpenAI's API.
+
+What would lose the mark or weaken it (greedy decoding, beams, penalties that are not offered) is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+
+from assay.detection.text import check_text
+from assay.service import audit
+from assay.service.access import Embeds, Shared
+from assay.service.app import State
+from assay.service.auth import Caller
+from assay.service.errors import responses
+from assay.service.generation import BusyError, Completion, Generator, Sampling, UnavailableError
+from assay.watermark.keys import SecretKey
+
+router = APIRouter(prefix="/v1", tags=["completions"], responses=responses(404, 409, 503))
+
+_MOST_TOKENS = 8192
+# Fields of OpenAI's API that would change or lose the mark, with the one value that is accepted.
+_FIXED: dict[str, tuple[Any, str]] = {
+    "n": (1, "one completion is made for each request"),
+    "best_of": (1, "choosing among texts would change the law of the mark"),
+    "num_beams": (1, "beam search ranks whole texts and would undo the keyed draw"),
+    "use_beam_search": (False, "beam search ranks whole texts and would undo the keyed draw"),
+    "echo": (False, "the answer holds the completion alone"),
+    "logprobs": (None, "log-probabilities are not offered"),
+    "suffix": (None, "text is written from left to right"),
+    "presence_penalty": (0, "penalties are not offered"),
+    "frequency_penalty": (0, "penalties are not offered"),
+    "logit_bias": (None, "biases are not offered"),
+}
+
+Text = Annotated[str, Field(max_length=200_000)]
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream ends with."""
+
+    model_config = ConfigDict(extra="forbid")
+    include_usage: bool = False
+
+
+class Wanted(BaseModel):
+    """As OpenAI's `POST /v1/completions`, with `assay_key` and `assay_payload`.
+
+    Attributes
+    ----------
+    model
+        The name that GET /v1/models tells.
+    prompt
+        A text, or token ids.
+    temperature
+        Above 0: greedy decoding has no randomness to key.
+    assay_key
+        Id of the key to mark with; default the newest active one.
+    assay_payload
+        What the text is to carry, for keys of scheme "payload-gumbel".
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    model: Annotated[str, Field(max_length=300)]
+    prompt: Text | Annotated[list[TokenId], Field(max_length=100_000)]
+    max_tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
+        | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str | None, Field(max_length=1000, description="Accepted and not kept.")] = None
+    n: int | None = None
+    best_of: int | None = None
+    num_beams: int | None = None
+    use_beam_search: bool | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: Annotated[str | None, Field(max_length=1000)] = None
+    presence_penalty: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    frequency_penalty: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    logit_bias: Annotated[dict[str, float] | None, Field(max_length=1000)] = None
+    assay_key: Annotated[str | None, Field(max_length=64)] = None
+    assay_payload: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+
+    @field_validator("prompt", "stop")
+    @classmethod
+    def _texts_are_valid(cls, given: Any) -> Any:
+        for one in [given] if isinstance(given, str) else given or ():
+            if isinstance(one, str):
+                check_text(one)
+        return given
+
+
+class Choice(BaseModel):
+    """A completion, or a piece of one."""
+
+    index: Literal[0] = 0
+    text: str
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Usage(BaseModel):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Made(BaseModel):
+    """As OpenAI's completion object, with the id of the key that marked the text."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None
+    assay_key: str
+
+
+class Model(BaseModel):
+    """A model that writes."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["assay"] = "assay"
+
+
+class Models(BaseModel):
+    """The one model of this service, or none."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+async def _generator(request: Request, shared: Shared) -> Generator:
+    """The application's generator, made at the first call; on the event loop, so that there is one."""
+    kept = request.app.state
+    if not hasattr(kept, "generator"):
+        kept.generator = Generator(shared.settings.model)
+        kept.generator_since = int(time.time())
+    found: Generator = kept.generator
+    return found
+
+
+Writes = Annotated[Generator, Depends(_generator)]
+
+
+@router.get("/models")
+def list_models(request: Request, caller: Embeds, generator: Writes) -> Models:
+    """The models that can be asked."""
+    if generator.name is None:
+        return Models(data=[])
+    return Models(data=[Model(id=generator.name, created=request.app.state.generator_since)])
+
+
+@router.get("/models/{model:path}")
+def one_model(request: Request, caller: Embeds, generator: Writes, model: str) -> Model:
+    """A model."""
+    if generator.name is None or model != generator.name:
+        raise HTTPException(404, "there is no such model: see GET /v1/models.")
+    return Model(id=model, created=request.app.state.generator_since)
+
+
+@router.post(
+    "/completions",
+    response_model=Made,
+    responses={200: {"content": {"text/event-stream": {}}, "description": "A completion; pieces of it with `stream`."}},
+)
+async def complete(shared: Shared, caller: Embeds, generator: Writes, wanted: Wanted) -> Any:
+    """Write on from a prompt, under a key; with `stream`, as server-sent events."""
+    completion, key = await run_in_threadpool(_begin, shared, caller, generator, wanted)
+    head: dict[str, Any] = {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": wanted.model,
+        "assay_key": key.id,
+    }
+    if wanted.stream:
+        usage = wanted.stream_options is not None and wanted.stream_options.include_usage
+        return StreamingResponse(
+            _events(completion, head, usage), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+        )
+    try:
+        text = await run_in_threadpool(lambda: "".join(completion))
+    except BaseException:
+        completion.cancel()
+        raise
+    choice = Choice(text=text, finish_reason=completion.finish_reason)
+    return Made(**head, choices=[choice], usage=_usage(completion))
+
+
+def _begin(shared: State, caller: Caller, generator: Generator, wanted: Wanted) -> tuple[Completion, SecretKey]:
+    if wanted.model != generator.name and generator.name is not None:
+        raise HTTPException(404, "there is no such model: see GET /v1/models.")
+    for name, (accepted, why) in _FIXED.items():
+        if getattr(wanted, name) not in (None, accepted, {}):
+            raise HTTPException(422, f"{name} must be {accepted!r} or left out: {why}.")
+    if wanted.temperature == 0:
+        raise HTTPException(
+            422,
+            "temperature must be above 0: greedy decoding has no randomness to key, so the text would carry no mark. "
+            "A low temperature such as 0.3 stays close to it.",
+        )
+    key = _key(shared, caller, wanted.assay_key)
+    stop = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop or ())
+    sampling = Sampling(
+        max_tokens=wanted.max_tokens or 16,
+        temperature=1.0 if wanted.temperature is None else wanted.temperature,
+        top_p=1.0 if wanted.top_p is None else wanted.top_p,
+        seed=wanted.seed,
+        stop=stop,
+        payload=wanted.assay_payload,
+    )
+    try:
+        completion = generator.begin(wanted.prompt, key, sampling)
+    except BusyError as error:
+        raise HTTPException(503, str(error), {"retry-after": "5"}) from None
+    except UnavailableError as error:
+        raise HTTPException(503, str(error)) from None
+    audit.record(shared.sessions, caller, "completions", key.id, max_tokens=sampling.max_tokens)
+    return completion, key
+
+
+def _key(shared: State, caller: Caller, id: str | None) -> SecretKey:
+    if id is not None:
+        key = shared.keys.key(caller.tenant, id)
+        if key.config.purpose != "watermark":
+            raise HTTPException(422, f"key {key.id!r} is for signing and marks nothing.")
+        return key
+    usable = [
+        info.id
+        for info in shared.keys.infos(caller.tenant)
+        if info.state == "active" and info.config.purpose == "watermark"
+    ]
+    if not usable:
+        raise HTTPException(404, "there is no active key to mark with: make one with POST /v1/keys.")
+    return shared.keys.key(caller.tenant, usable[-1])
+
+
+async def _events(completion: Completion, head: dict[str, Any], usage: bool) -> AsyncIterator[bytes]:
+    def chunk(text: str, finish: str | None = None) -> bytes:
+        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        return _event({**head, "choices": [choice], **({"usage": None} if usage else {})})
+
+    pieces: Iterator[str] = iter(completion)
+    try:
+        async for piece in iterate_in_threadpool(pieces):
+            yield chunk(piece)
+        yield chunk("", completion.finish_reason)
+        if usage:
+            yield _event({**head, "choices": [], "usage": _usage(completion).model_dump()})
+        yield b"data: [DONE]\n\n"
+    except Exception:  # the answer has begun: the status can no longer tell
+        yield _event({"error": {"message": "generation failed inside; it has been logged.", "type": "error"}})
+        raise
+    finally:
+        completion.cancel()  # where the client has gone; no effect at the end
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+def _usage(completion: Completion) -> Usage:
+    read, written = completion.prompt_tokens, completion.completion_tokens
+    return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
