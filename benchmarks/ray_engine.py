@@ -117,6 +117,14 @@ def with_ray_data(corpus: Path, out: Path, workers: int, shard_rows: int) -> Non
     sum(int(row["documents"]) for row in done.iter_rows())
 
 
+def driver_rate(corpus: Path, shard_rows: int) -> float:
+    """Bytes per CPU second that the driver reads, cuts and makes ready to send: the bound on the whole."""
+    begun = time.process_time()
+    for shard in cut(read(find_inputs([corpus]), Columns()), first=0, max_rows=shard_rows, max_characters=4_000_000):
+        pickle.dumps(shard)
+    return corpus.stat().st_size / (time.process_time() - begun)
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,6 +154,11 @@ def main() -> None:
         folder = Path(name)
         corpus = folder / "corpus.jsonl"
         write_corpus(corpus, options.documents, options.characters)
+
+        rate = max(driver_rate(corpus, options.shard_rows) for _ in range(3))
+        print(
+            f"driver alone: {rate / 1e6:.0f} MB, {rate * options.documents / corpus.stat().st_size:,.0f} rows per CPU s"
+        )
 
         def engine(which: Any, workers: int) -> Callable[[Path], Any]:
             return lambda out: run(
