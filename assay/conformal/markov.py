@@ -312,6 +312,8 @@ class MarkovSets:
 
     def update(self, states: Iterable[Hashable]) -> MarkovSets:
         """Append the states that followed."""
+        if not hasattr(self, "_letters"):
+            raise ValueError("fit comes before update: no labelled sequence was given yet.")
         self._letters += [(x, 0) for x in encode(check_sequence(states, "states"), self.states, "states")]
         return self
 

@@ -8,6 +8,7 @@ Source: `hmm`, with the state anchor; docs/explanation/conformal-sequences.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from assay.conformal.hmm import HMMSets
 from assay.conformal.markov import StateSets, check_sequence
 
 MAX_SENTENCES = 10
+# Ends of more sentences than this are too many to enumerate; so many random permutations per 1 / alpha stand in, which
+# are exact too.
+_ENUMERATED, _PERMUTATIONS = 4, 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,8 +72,8 @@ class SentenceLabeller:
     alpha
         Miscoverage level in (0, 1), for all sentences of one call of `predict` together.
     randomised, keep_best
-        As in `HMMSets`. By default ties count fully and a set is never empty: coverage is at least 1 - alpha, and the
-        same scores give the same sets.
+        As in `HMMSets`. By default ties count fully and a set is never empty: coverage is at least 1 - alpha, and for
+        up to 4 sentences the same scores give the same sets.
     """
 
     def __init__(
@@ -99,10 +103,16 @@ class SentenceLabeller:
         return self
 
     def predict(self, scores: npt.ArrayLike, *, rng: np.random.Generator) -> SentenceLabels:
-        """Label sets for the next sentences, 1 to 10 at a time (2 ** 10 labellings are tried)."""
+        """Label sets for the next sentences, 1 to 10 at a time (2 ** 10 labellings are tried).
+
+        Up to 4 sentences every end that permutations can bring about is counted; for more, 20 / alpha - 1 random
+        permutations are drawn from `rng` for each labelling. Coverage is the same.
+        """
         bins = self._bins(scores)
         if not 1 <= len(bins) <= MAX_SENTENCES:
             raise ValueError(f"scores must be of 1 to {MAX_SENTENCES} sentences at a time, got {len(bins)}.")
+        many = len(bins) > _ENUMERATED
+        self._sets.n_permutations = math.ceil(_PERMUTATIONS / self._sets.alpha) - 1 if many else None
         sets = self._sets.predict(bins, rng=rng)
         return SentenceLabels(sets=sets, verdicts=tuple(frozenset(sets.states_at(j)) for j in range(len(bins))))
 
@@ -142,7 +152,7 @@ def label_sentences(
     randomised, keep_best
         As in `SentenceLabeller`.
     rng
-        Used if `randomised`.
+        Used if `randomised`, and for more than 4 new sentences.
 
     Raises
     ------

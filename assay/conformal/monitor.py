@@ -285,6 +285,8 @@ def monitor_scores(
         How many of the first scores are the reference.
     """
     values = _check_scores(scores)
+    if len(values) < 2:
+        raise ValueError(f"scores must hold the reference and at least one score more, got {len(values)}.")
     if isinstance(reference, bool) or not isinstance(reference, (int, np.integer)) or not 0 < reference < len(values):
         raise ValueError(f"reference must be in 1..{len(values) - 1}, one less than the scores, got {reference!r}.")
     monitor = ScoreMonitor(

@@ -358,3 +358,8 @@ def test_unseen_labels_are_named_and_change_nothing() -> None:
     with pytest.raises(ValueError, match="at least one symbol"):
         sets.predict([], rng=np.random.default_rng(0))
     np.testing.assert_array_equal(sets.predict([1], rng=np.random.default_rng(0)).pvalues, before)
+
+
+def test_update_before_fit_says_so() -> None:
+    with pytest.raises(ValueError, match="fit comes before update"):
+        MarkovSets(["a", "b"]).update(["a"])

@@ -155,6 +155,8 @@ def test_bad_input() -> None:
             ready.update(bad)
     with pytest.raises(ValueError, match="at least one score"):
         ready.update([])
+    with pytest.raises(ValueError, match="at least one score more, got 0"):
+        monitor_scores([], reference=5)
     for reference in (0, 100, True, 3.5):
         with pytest.raises(ValueError, match=r"reference must be in 1\.\.99"):
             monitor_scores(scores, reference=reference)
