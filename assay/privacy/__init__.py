@@ -1,4 +1,4 @@
-"""Privacy: exact noise, accounting and a ledger, continual release, a reusable holdout, audits of all of them."""
+"""Privacy: exact noise, a ledger, kernel density, continual release, histograms, a reusable holdout, audits of all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     )
     from assay.privacy.errors import BudgetError, LedgerError, SeededNoiseError
     from assay.privacy.grid import Grid, quantise
+    from assay.privacy.histogram import NoisyHistogram, publish_histograms
     from assay.privacy.holdout import Holdout, dkw_band
+    from assay.privacy.kde import (
+        L1KDE,
+        L2KDE,
+        Clamping,
+        GaussianKDE,
+        LpKDE,
+        corpus_distance,
+        release_corpus,
+        style_features,
+    )
     from assay.privacy.ledger import Ledger, Receipt
     from assay.privacy.noise import (
         NoiseSource,
@@ -30,6 +41,7 @@ if TYPE_CHECKING:
         noise_source,
         refuse_seeded,
     )
+    from assay.privacy.publish import RatePublisher, Rates
 
 # Module -> names: nothing is loaded until it is used.
 _NAMES = {
@@ -47,31 +59,53 @@ _NAMES = {
     ),
     "errors": ("BudgetError", "LedgerError", "SeededNoiseError"),
     "grid": ("Grid", "quantise"),
+    "histogram": ("NoisyHistogram", "publish_histograms"),
     "holdout": ("Holdout", "dkw_band"),
+    # Not kde.Plan: `Plan` is that of continual release.
+    "kde": (
+        "Clamping",
+        "GaussianKDE",
+        "L1KDE",
+        "L2KDE",
+        "LpKDE",
+        "corpus_distance",
+        "release_corpus",
+        "style_features",
+    ),
     "ledger": ("Ledger", "Receipt"),
     "noise": ("NoiseSource", "SeededNoise", "gaussian_variance", "laplace_scale", "noise_source", "refuse_seeded"),
+    "publish": ("RatePublisher", "Rates"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "L1KDE",
+    "L2KDE",
     "Budget",
     "BudgetError",
+    "Clamping",
     "Cost",
     "Counter",
     "EndlessCounter",
+    "GaussianKDE",
     "Grid",
     "Holdout",
     "Ledger",
     "LedgerError",
+    "LpKDE",
     "NoiseSource",
+    "NoisyHistogram",
     "Odometer",
     "Plan",
     "Quote",
+    "RatePublisher",
+    "Rates",
     "Receipt",
     "SeededNoise",
     "SeededNoiseError",
     "Selection",
     "SlidingWindow",
+    "corpus_distance",
     "dkw_band",
     "gaussian_variance",
     "laplace_scale",
@@ -79,8 +113,11 @@ __all__ = [
     "plan_counter",
     "plan_endless",
     "plan_selection",
+    "publish_histograms",
     "quantise",
     "refuse_seeded",
+    "release_corpus",
+    "style_features",
 ]
 
 
