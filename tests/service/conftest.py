@@ -9,54 +9,24 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from service_app import Service
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import sessionmaker
 
 from assay.detection.text import LoadedTokenizer, load_tokenizer
-from assay.service.app import State, create_app
-from assay.service.auth import Caller, create_api_key
+from assay.service.app import create_app
 from assay.service.database import open_engine, sessions
 from assay.service.envelope import LocalMasterKey
 from assay.service.migrate import upgrade
 from assay.service.settings import Settings
 
 MASTER = bytes(range(32))
-
-
-@dataclass
-class Service:
-    """An application with its client and API keys."""
-
-    app: FastAPI
-    client: TestClient
-    settings: Settings
-    engine: Engine
-
-    @property
-    def state(self) -> State:
-        return self.app.state.assay
-
-    def token(self, tenant: str = "acme", *scopes: str) -> str:
-        return create_api_key(self.state.sessions, tenant, scopes or ["admin"])[1]
-
-    def headers(self, tenant: str = "acme", *scopes: str) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.token(tenant, *scopes)}"}
-
-    def caller(self, tenant: str = "acme", *scopes: str) -> Caller:
-        found = self.state.authenticator.caller(self.token(tenant, *scopes))
-        assert found is not None
-        return found
-
-    def key(self, headers: dict[str, str], **wanted: object) -> str:
-        answer = self.client.post("/v1/keys", json=wanted, headers=headers)
-        assert answer.status_code == 201, answer.text
-        return answer.json()["id"]
 
 
 @pytest.fixture(scope="session")
@@ -128,8 +98,17 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def made_sessions(engine: Engine):  # noqa: ANN201
+def made_sessions(engine: Engine) -> sessionmaker[Any]:
     return sessions(engine)
+
+
+@pytest.fixture
+def local_sessions(tmp_path: Path) -> Iterator[sessionmaker[Any]]:
+    """Of a migrated SQLite database, for what does not depend on the kind."""
+    opened = open_engine(f"sqlite:///{tmp_path / 'local.db'}")
+    upgrade(opened)
+    yield sessions(opened)
+    opened.dispose()
 
 
 @pytest.fixture(scope="session")
