@@ -20,6 +20,7 @@ from chromium import CHROMIUM, Chromium
 from fastapi.testclient import TestClient
 
 from assay.detection.text import load_tokenizer
+from assay.service.accounts import Charge
 from assay.service.app import create_app
 from assay.service.auth import create_api_key, revoke_api_key
 from assay.service.pages import render, verdict
@@ -339,8 +340,9 @@ def test_readers_see_rounded_evidence_and_pay_for_parts(service: Service) -> Non
     assert "<select" not in service.browser("guest").get("/").text
     guard = service.state.guard
     caller = service.state.authenticator.caller(service.tokens["guest"])
-    assert guard.spend(caller, ["key-press"], guard._per_day - 2)
-    assert not guard.spend(caller, ["key-press"], 1), "one test with its parts costs two"
+    most = service.state.settings.detections_per_key_per_day
+    assert guard.charge_all([Charge(caller, ("key-press",), most - 2, "detect")]) == [True]
+    assert guard.charge_all([Charge(caller, ("key-press",), 1, "detect")]) == [False], "a test with its parts costs two"
     assert service.browser("guest").test(service.marked).status_code == 429
     for path in ("/reports", f"/reports/report-{'0' * 24}"):
         assert service.browser("guest").get(path).status_code == 403

@@ -7,25 +7,94 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from assay._errors import AssayError, RevokedKeyError, UnknownKeyError
 from assay.detection.text import check_text
 from assay.service import audit
 from assay.service.access import Embeds, Shared
 from assay.service.app import State
 from assay.service.auth import Caller
-from assay.service.errors import responses
+from assay.service.bodies import described, json_body
+from assay.service.errors import Problem
 from assay.service.generation import BusyError, Completion, Generator, Sampling, UnavailableError
 from assay.watermark.keys import SecretKey
 
-router = APIRouter(prefix="/v1", tags=["completions"], responses=responses(404, 409, 503))
+
+class Fault(BaseModel):
+    """What went wrong, for people and for programs.
+
+    Attributes
+    ----------
+    message
+        One sentence or two.
+    type
+        "invalid_request_error", or "server_error" where the request is not to blame.
+    param, code
+        Always None; clients of this API expect the fields.
+    """
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: None = None
+    code: None = None
+
+
+class Refusal(BaseModel):
+    """As OpenAI's error object: their clients show the message."""
+
+    error: Fault
+
+
+class _OpenAIRoute(APIRoute):
+    """Answers errors as clients of this API expect them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler, guarded."""
+        handler = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except RequestValidationError as error:
+                # Only where and what is accepted, nothing of what was sent.
+                found = [
+                    f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()[:9]
+                ]
+                return _refusal(422, "; ".join(found))
+            except StarletteHTTPException as error:
+                return _refusal(error.status_code, str(error.detail), error.headers)
+            except AssayError as error:
+                statuses = {UnknownKeyError: 404, RevokedKeyError: 409}
+                return _refusal(statuses.get(type(error), 422), str(error))
+
+        return guarded
+
+
+def _refusal(status: int, message: str, headers: Any = None) -> JSONResponse:
+    kind: Literal["invalid_request_error", "server_error"] = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse(Refusal(error=Fault(message=message, type=kind)).model_dump(), status, headers)
+
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": "refused"} for status in (400, 401, 403, 404, 409, 422, 429, 503)
+}
+router = APIRouter(
+    prefix="/v1",
+    tags=["completions"],
+    route_class=_OpenAIRoute,
+    responses={**_REFUSALS, 413: {"model": Problem, "description": "body_too_large"}},
+)
 
 _MOST_TOKENS = 8192
 # Fields of OpenAI's API that would change or lose the mark, with the one value that is accepted.
@@ -184,9 +253,12 @@ def one_model(request: Request, caller: Embeds, generator: Writes, model: str) -
 @router.post(
     "/completions",
     response_model=Made,
+    openapi_extra=described(Wanted),
     responses={200: {"content": {"text/event-stream": {}}, "description": "A completion; pieces of it with `stream`."}},
 )
-async def complete(shared: Shared, caller: Embeds, generator: Writes, wanted: Wanted) -> Any:
+async def complete(
+    shared: Shared, caller: Embeds, generator: Writes, wanted: Annotated[Wanted, Depends(json_body(Wanted))]
+) -> Any:
     """Write on from a prompt, under a key; with `stream`, as server-sent events."""
     completion, key = await run_in_threadpool(_begin, shared, caller, generator, wanted)
     head: dict[str, Any] = {
@@ -238,6 +310,10 @@ def _begin(shared: State, caller: Caller, generator: Generator, wanted: Wanted) 
         raise HTTPException(503, str(error), {"retry-after": "5"}) from None
     except UnavailableError as error:
         raise HTTPException(503, str(error)) from None
+    except AssayError:
+        raise
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
     audit.record(shared.sessions, caller, "completions", key.id, max_tokens=sampling.max_tokens)
     return completion, key
 

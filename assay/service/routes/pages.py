@@ -18,6 +18,7 @@ from assay._errors import AssayError
 from assay.detection.text import check_text, decode_text
 from assay.service import audit, jobs, reports
 from assay.service.access import Shared
+from assay.service.accounts import Charge
 from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.pages import sessions, verdict
@@ -236,7 +237,7 @@ def _spans(
     """Marked ranges of characters, or None and why. Where the mark lies is a further answer, and counts as one."""
     if key_id is None:
         return None, "The test does not belong to one key, so that no part can be shown."
-    if not shared.guard.spend(caller, [key_id]):
+    if not shared.guard.charge_all([Charge(caller, (key_id,), 1, "detect.parts")])[0]:
         return None, "The detections of today are used up, so that the text was not searched."
     found = verdict.marked_spans(text, shared.keys.key(caller.tenant, key_id), shared.tokenizer, keys=keys)
     return (

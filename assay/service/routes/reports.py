@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, Depends, HTTPException, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -19,6 +19,7 @@ from assay.service import audit, jobs, reports
 from assay.service.access import Detects, KeepsKeys, Shared
 from assay.service.app import State
 from assay.service.auth import Caller
+from assay.service.bodies import described, json_body
 from assay.service.database import StoredReport
 from assay.service.errors import responses
 from assay.watermark.keys import SecretKey
@@ -113,8 +114,10 @@ class Checked(BaseModel):
     sentence: str
 
 
-@router.post("", status_code=201)
-def create(shared: Shared, caller: KeepsKeys, wanted: NewReport) -> ReportView:
+@router.post("", status_code=201, openapi_extra=described(NewReport))
+def create(
+    shared: Shared, caller: KeepsKeys, wanted: Annotated[NewReport, Depends(json_body(NewReport))]
+) -> ReportView:
     """Make a report on a finished job."""
     return ReportView.of(make(shared, caller, wanted), shared)
 
@@ -125,8 +128,8 @@ def list_reports(shared: Shared, caller: KeepsKeys) -> ReportViews:
     return ReportViews(reports=[ReportView.of(one, shared) for one in reports.listed(shared.sessions, caller.tenant)])
 
 
-@router.post("/verify")
-def verify(shared: Shared, caller: Detects, sent: Sent) -> Checked:
+@router.post("/verify", openapi_extra=described(Sent))
+def verify(shared: Shared, caller: Detects, sent: Annotated[Sent, Depends(json_body(Sent))]) -> Checked:
     """Check a report's signature; nothing is kept."""
     found = reports.check(sent.report_json, sent.signature, report_html=sent.report_html, public_key=sent.public_key)
     return Checked(**vars(found), sentence=found.sentence())
