@@ -205,7 +205,9 @@ def _secret_text(file: Path | None) -> str:
 
 
 def _value(text: str) -> Any:
-    """A number, true or false where the text is one, else the text."""
+    """A number, true, false or None where the text is one, else the text."""
+    if text == "None":  # as the messages of the settings write it; JSON says null
+        return None
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -29,6 +29,7 @@ CELLS = 2**16
 
 _UNIT = 2.0**-53
 _REACH = 8.5  # standard deviations to either side for which the lattice is laid
+_LARGEST = 1e100  # of a value: its square must be far from overflow
 _MAX_TILT = 2.0**30  # in units of 1 / (largest possible sum)
 # Exponents L of Hoeffding's bound exp(-L) at which the bracket is tried; each gives a bound, so the best of them does.
 _EXPONENTS = np.array([2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 18.0, 22.0, 27.0, 33.0, 40.0])
@@ -84,7 +85,8 @@ def log_sum_sf(
     Raises
     ------
     ValueError
-        On values that are not finite, probabilities that are negative or do not sum to 1, or shapes that do not fit.
+        On values that are not finite or above 1e100 in size, probabilities that are negative or do not sum to 1, or
+        shapes that do not fit.
 
     Notes
     -----
@@ -252,8 +254,8 @@ def _checked(values: Rows, probabilities: Rows, counts: npt.ArrayLike | None) ->
     v, p = _matrix(values, "values"), _matrix(probabilities, "probabilities")
     if v.shape != p.shape:
         raise ValueError(f"values and probabilities must have the same shape, got {v.shape} and {p.shape}.")
-    if not np.all(np.isfinite(v)):
-        raise ValueError("values must be finite.")
+    if not np.all(np.abs(v) <= _LARGEST):
+        raise ValueError(f"values must be finite, and at most {_LARGEST:g} in size.")
     totals = p.sum(axis=1)
     if not np.all(p >= 0.0) or not np.all(np.abs(totals - 1.0) <= 1e-9):
         raise ValueError("probabilities must be at least 0 and sum to 1 for each term.")
@@ -275,6 +277,8 @@ def _matrix(rows: Rows, name: str) -> Floats:
     """Rows of possibly different lengths as one array, padded with zeros."""
     if not isinstance(rows, np.ndarray):
         parts = [np.asarray(row, dtype=np.float64).tolist() for row in rows]  # type: ignore[union-attr]
+        if not parts:
+            return np.empty((0, 1))  # no term: the empty sum
         if any(not isinstance(part, list) for part in parts):
             raise ValueError(f"{name} must hold one sequence for each term.")
         rows = np.array(list(zip_longest(*parts, fillvalue=0.0)), dtype=np.float64).T.reshape(len(parts), -1)

@@ -170,7 +170,7 @@ def divergence_test(
         test=name,
         statistic=statistic,
         log_pvalue=log_p,
-        log_evalue=log_calibrated(log_p),
+        log_evalue=log_calibrated(log_p) if n else 0.0,
         n_tokens=pivots.n_tokens,
         n_scored=n,
         n_repeats_dropped=pivots.n_repeats_dropped,

@@ -53,9 +53,16 @@ def robust_type2_error(rho: npt.ArrayLike, neighbours: npt.ArrayLike, alpha: flo
 
 def _relation(neighbours: npt.ArrayLike, n: int) -> Any:
     """The relation as a sparse 0/1 matrix."""
-    dense_or_sparse: Any = neighbours if sparse.issparse(neighbours) else np.asarray(neighbours)
+    try:
+        dense_or_sparse: Any = neighbours if sparse.issparse(neighbours) else np.asarray(neighbours)
+    except ValueError:
+        raise ValueError(f"neighbours must be a matrix of shape ({n}, m), got rows of different lengths.") from None
     if dense_or_sparse.ndim != 2 or dense_or_sparse.shape[0] != n:
         raise ValueError(f"neighbours must have shape ({n}, m), one row per atom of rho, got {dense_or_sparse.shape}.")
+    entries = np.unique(dense_or_sparse.data if sparse.issparse(dense_or_sparse) else dense_or_sparse)
+    if not np.all((entries == 0) | (entries == 1)):
+        # Lists of the numbers of neighbours, say, which would be read as something else.
+        raise ValueError(f"neighbours must hold only true and false, or 1 and 0, got {entries[-1]}.")
     relation = sparse.csr_matrix(dense_or_sparse, dtype=bool).astype(np.float64)
     relation.eliminate_zeros()
     alone = np.flatnonzero(np.diff(relation.indptr) == 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -101,7 +101,7 @@ def config_from(scheme: str, version: int, parameters: dict[str, Any]) -> Scheme
     Raises
     ------
     ValueError
-        If the scheme or version is unknown, or a parameter is unknown or out of range.
+        If the scheme or version is unknown, or a parameter is unknown, missing or out of range.
     """
     if scheme in _HOMES:
         import_module(_HOMES[scheme])
@@ -111,7 +111,13 @@ def config_from(scheme: str, version: int, parameters: dict[str, Any]) -> Scheme
     config = _REGISTRY[tag]
     accepted = {field.name for field in fields(config)}
     if not isinstance(parameters, dict) or not accepted >= parameters.keys():
-        raise ValueError(f"parameters of {tag!r} must be among {sorted(accepted)}, got {parameters!r}.")
+        # Names alone: a value that is in the wrong place may be a secret.
+        got = sorted(map(str, parameters)) if isinstance(parameters, dict) else type(parameters).__name__
+        raise ValueError(f"parameters of {tag!r} must be among {sorted(accepted)}, got {got}.")
+    required = (one.name for one in fields(config) if one.default is MISSING and one.default_factory is MISSING)
+    missing = [name for name in required if name not in parameters]
+    if missing:
+        raise ValueError(f"parameters of {tag!r} must include {missing}, which have no default.")
     return config(**parameters)
 
 

@@ -185,7 +185,7 @@ def test_calibrated_e_value_has_mean_one() -> None:
 
 def test_edges() -> None:
     empty = berk_jones_test(seen(np.empty(0)))
-    assert (empty.log_pvalue, empty.n_scored) == (0.0, 0)
+    assert (empty.log_pvalue, empty.log_evalue, empty.n_scored) == (0.0, 0.0, 0)
     assert berk_jones_test(seen(np.array([0.999999999]))).pvalue > 0.99
     assert berk_jones_test(seen(np.array([0.25]))).pvalue == pytest.approx(0.25, rel=1e-6)
     assert divergence_test(seen(np.array([1e-9]))).pvalue == 1.0  # truncated at 1 / n = 1

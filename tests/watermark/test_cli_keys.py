@@ -157,6 +157,8 @@ def test_export_public(assay: Assay, path: Path, tmp_path: Path) -> None:
         (["new", "--set", "window"], 2, "--set must be NAME=VALUE, each name once, got 'window'"),
         (["new", "--window", "4", "--set", "window=5"], 2, "each name once, got 'window=5'"),
         (["new", "--set", "height=5"], 2, "parameters of 'gumbel/1' must be among ['window']"),
+        (["new", "--set", "secret=0123abcd"], 2, "among ['window'], got ['secret']."),
+        (["new", "--scheme", "hf-kgw"], 2, "parameters of 'hf-kgw/1' must include ['vocab_size']"),
         (["new", "--scheme", "ed25519", "--window", "4"], 2, "parameters of 'ed25519/1' must be among []"),
         (["new", "--id", "a b"], 2, "id must be 1-64 letters"),
         (["rotate"], 2, "Missing argument"),
@@ -173,6 +175,13 @@ def test_refusals(assay: Assay, path: Path, arguments: list[str], code: int, mes
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("path")
+def test_a_setting_of_none_as_the_messages_write_it(assay: Assay) -> None:
+    for text in ("None", "null"):
+        result = assay("new", "--scheme", "green-list", "--set", f"delta={text}", "--json")
+        assert json.loads(result.stdout)["parameters"]["delta"] is None
 
 
 def test_where_the_passphrase_comes_from(

@@ -175,6 +175,14 @@ def test_damaged_descriptions(entry: str, value: object, message: str) -> None:
         KeyInfo.from_dict(make().info.to_dict() | {entry: value})
 
 
+def test_misplaced_values_are_not_shown_and_missing_settings_are_named() -> None:
+    with pytest.raises(ValueError, match=r"got \['secret'\]") as caught:
+        config_from("gumbel", 1, {"secret": SECRET.hex()})
+    assert not shown(SECRET, str(caught.value))
+    with pytest.raises(ValueError, match=r"parameters of 'hf-kgw/1' must include \['vocab_size'\]"):
+        config_from("hf-kgw", 1, {})
+
+
 def test_missing_entries() -> None:
     data = make().info.to_dict()
     del data["state"], data["created"]

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 from scipy.optimize import linprog
 
 from assay.watermark import robust, ump
@@ -215,6 +215,9 @@ def test_a_large_vocabulary_of_equal_tokens_under_edits():
     [
         (lambda: robust.robust_type2_error([0.5, 0.4], np.eye(2), 0.1), "rho must sum to 1"),
         (lambda: robust.robust_type2_error([0.5, 0.5], np.eye(3), 0.1), "neighbours must have shape"),
+        (lambda: robust.robust_type2_error([0.5, 0.5], [[0], [0, 1]], 0.1), "rows of different lengths"),
+        (lambda: robust.robust_type2_error([0.5] * 2, [[0, 1], [1, 2]], 0.1), "neighbours must hold only true and"),
+        (lambda: robust.robust_type2_error([0.5] * 2, 2 * sparse.eye(2), 0.1), "neighbours must hold only true and"),
         (lambda: robust.robust_type2_error([0.5, 0.5], [[1, 0], [0, 0]], 0.1), "row 1 has none"),
         (lambda: robust.robust_type2_error([0.5, 0.5], np.eye(2), 1.0), "alpha must be in"),
         (lambda: robust.hamming_type2_error(0, [0.5, 0.5], 1, 0.1), "n must be a whole number"),
