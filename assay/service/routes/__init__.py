@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from assay.service.routes import audit, completions, detect, health, jobs, keys, pages, reports
+from assay.service.routes import audit, completions, detect, health, jobs, keys, pages, reports, telemetry
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -14,6 +14,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     audit.router,
     completions.router,
     reports.router,
+    telemetry.router,
     pages.router,
 )
 
