@@ -1,10 +1,12 @@
 """Continual release: variances, simulated errors and speed, each next to its reference figure.
 
-    python benchmarks/privacy_continual.py [--runs 20] [--quick]
+    python benchmarks/privacy_continual.py [--runs 20] [--quick] [--jax-privacy PYTHON]
+    python benchmarks/privacy_continual.py --figure docs/images/privacy-crossover.svg
 
-One thread. Times are process CPU times, medians over repeats. Targets: closed forms to 1e-6; BLT with 5 buffers within
-0.5 % of the square root at T = 2^16; largest errors within 15 % of the published table; tree and k-ary at least 1e6
-steps/s; T = 2^20 by FFT in at most 2 s.
+PYTHON is an interpreter that has jax-privacy 2.x; without it its rows are left out. The second command only draws the
+figure of docs/explanation/privacy-continual.md. One thread. Times are process CPU times, medians over repeats. Targets:
+closed forms to 1e-6; BLT with 5 buffers within 0.5 % of the square root at T = 2^16; largest errors within 15 % of the
+published table; tree and k-ary at least 1e6 steps/s; T = 2^20 by FFT in at most 2 s.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ import argparse
 import dataclasses
 import math
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -208,6 +213,93 @@ def show_peer(runs: int) -> None:
     print(f"  ours, online, k-ary          {mean:7.1f} / {worst:7.1f}   {rate:10,.0f}   (exact)")
 
 
+def prefix_filter(c: np.ndarray) -> np.ndarray:
+    """First column of A C^-1 for a Toeplitz C with first column c: the power series 1 / ((1 - x) c(x)), by Newton."""
+    from scipy.signal import fftconvolve
+
+    found = np.array([1 / c[0]])
+    while len(found) < len(c):
+        length = 2 * len(found)
+        correction = -fftconvolve(c[:length], found)[:length]
+        correction[0] += 2
+        found = fftconvolve(found, correction)[:length]
+    return np.cumsum(found[: len(c)])
+
+
+def errors_of(c: np.ndarray) -> tuple[float, float]:
+    """Mean and largest variance at rho 1/2 with C's sensitivity, from its first column or the whole matrix."""
+    if c.ndim == 1:
+        rows = np.cumsum(prefix_filter(c) ** 2)
+        sensitivity = float(np.sum(c**2))
+    else:
+        rows = np.sum(np.cumsum(np.linalg.inv(c), axis=0) ** 2, axis=1)
+        sensitivity = float(np.sum(c**2, axis=0).max())
+    return sensitivity * float(rows.mean()), sensitivity * float(rows.max())
+
+
+def show_jax_privacy(python: str, horizons: tuple[int, ...]) -> None:
+    """The same job with the same sensitivity; variances of both by `errors_of`, ours by their closed form too."""
+    for horizon in horizons:
+        print(f"\nPrefix sums at T = {horizon}, zCDP: mean / largest variance, CPU s to build (jax: again, compiled)")
+        ours: dict[str, Callable[[], Any]] = {
+            "square root": lambda t=horizon: tp.square_root(t),
+            "BLT, 3 buffers": lambda t=horizon: tp.fit_blt.__wrapped__(t, 3),
+            "BLT, 5 buffers": lambda t=horizon: tp.fit_blt.__wrapped__(t, 5),
+            "banded, 64": lambda t=horizon: tp.square_root(64),
+        }
+        for name, build in ours.items():
+            began = time.process_time()
+            found = build()
+            seconds = time.process_time() - began
+            if isinstance(found, tp.BufferedLinear):
+                poles = np.array(found.poles)
+                powers = poles ** np.arange(horizon - 1)[:, None]
+                found = np.concatenate([[1.0], powers @ tp.blt_weights(poles, np.array(found.zeros))])
+            mean, worst = errors_of(np.pad(found, (0, horizon - len(found))))
+            print(f"  {'ours':18s} {name:18s} {mean:9.4f} / {worst:9.4f}   {seconds:8.3f}")
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [python, str(Path(__file__).with_name("privacy_continual_jax.py")), scratch, str(horizon)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(done.stderr)
+            for file in sorted(Path(scratch).glob("*.npz")):
+                saved = np.load(file)
+                c, (first, again) = saved["c"], saved["seconds"]
+                if c.ndim == 1:
+                    c = np.pad(c, (0, horizon - len(c)))
+                mean, worst = errors_of(c)
+                label = f"jax-privacy {saved['version']}"
+                print(f"  {label:18s} {file.stem:18s} {mean:9.4f} / {worst:9.4f}   {first:8.3f} ({again:.3f})")
+        print(f"  no factorisation has a mean below {tp.nuclear_bound(horizon):.4f}")
+
+
+def draw(path: str) -> None:
+    """Expected largest error of MaxSum, recompute against tree, by T and d, with the crossovers."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "assay"  # the same file on every run
+    import matplotlib.pyplot as plt
+
+    horizons = [1 << power for power in range(4, 23)]
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    errors = [plan_selection("max", t, 1, way="recompute", rho=HALF, **TERMS).expected_error for t in horizons]
+    axes.loglog(horizons, errors, color="black", linewidth=2, label="recompute, any d")
+    for columns in (4, 16, 64, 256):
+        errors = [plan_selection("max", t, columns, way="tree", rho=HALF, **TERMS).expected_error for t in horizons]
+        (line,) = axes.loglog(horizons, errors, label=f"tree, d = {columns}")
+        at = crossover(columns, rho=HALF, **TERMS)
+        error = plan_selection("max", at, columns, way="tree", rho=HALF, **TERMS).expected_error
+        axes.plot([at], [error], "o", color=line.get_color(), markersize=6)
+        print(f"d = {columns}: trees from T = 2^{math.log2(at):g} on")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("steps T")
+    axes.set_ylabel("expected largest error over time, rho = 1/2")
+    axes.legend(fontsize="small")
+    axes.grid(visible=True, which="major", linewidth=0.3)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
 def show_speed(repeats: int) -> None:
     horizon = 2**20
     steps = np.random.default_rng(0).integers(0, 2, horizon)
@@ -253,11 +345,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small horizons only")
+    parser.add_argument("--jax-privacy", metavar="PYTHON", help="an interpreter that has jax-privacy")
+    parser.add_argument("--figure", metavar="FILE", help="only draw the crossover of MaxSum, as SVG, to this path")
     arguments = parser.parse_args()
+    if arguments.figure:
+        draw(arguments.figure)
+        return
     show_variances()
     show_simulation(arguments.runs, arguments.quick)
     show_selection(arguments.runs, arguments.quick)
     show_peer(arguments.runs)
+    if arguments.jax_privacy:
+        show_jax_privacy(arguments.jax_privacy, (2**10,) if arguments.quick else (2**10, 2**16))
     show_speed(arguments.repeats)
 
 
