@@ -235,7 +235,7 @@ def test_the_command_refuses_options_that_do_not_fit(arguments: list[str]) -> No
 # A cluster of two machines on this one.
 
 DOCUMENTS = 1200
-SHARD_ROWS = 20
+SHARD_ROWS = 12
 SHARDS = DOCUMENTS // SHARD_ROWS
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
 
@@ -318,6 +318,27 @@ def rows_in_manifest(out: Path) -> int:
         return 0
 
 
+def shards_in_manifest(out: Path) -> set[int]:
+    """Finished shards; a last line may be half written."""
+    try:
+        lines = (out / "ledger/manifest.jsonl").read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return set()
+    return {row["shard"] for row in map(json.loads, lines) if row["kind"] == "shard"}
+
+
+def await_settled(process: subprocess.Popen[bytes], out: Path, more: int) -> None:
+    """Wait until every shard that was begun by now is done, and some more.
+
+    A shard that a kill interrupted waits for a new process while the other slot runs on. Were it hit again, it would
+    have killed two workers and be a reject, and rightly so.
+    """
+    goal = set(range(max(shards_in_manifest(out), default=-1) + 5 + more))  # two in work, two read ahead
+    deadline = time.monotonic() + LIMIT_S
+    while process.poll() is None and not goal <= shards_in_manifest(out) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def await_rows(process: subprocess.Popen[bytes], out: Path, goal: int) -> None:
     deadline = time.monotonic() + LIMIT_S
     while process.poll() is None and rows_in_manifest(out) < goal and time.monotonic() < deadline:
@@ -336,6 +357,7 @@ def await_write(process: subprocess.Popen[bytes], out: Path) -> bool:
 
 def check(folder: Path, out: str, local: tuple[bytes, bytes]) -> None:
     rows = parquet.read_table(folder / out / "results.parquet")
+    assert b"worker died" not in outcome(folder / out)[1]
     assert Counter(rows["doc_id"].to_pylist()) == Counter(str(i) for i in range(DOCUMENTS) if i % 100)
     assert outcome(folder / out) == local
     assert not list((folder / out).rglob("*.tmp"))
@@ -362,15 +384,14 @@ def test_workers_actors_writers_and_drivers_are_killed(
     """Each at a random number of shards; a dead driver is followed by the same command, the last time the local one."""
     out = f"killed-{seed}"
     rng = np.random.default_rng(seed)
-    victims = rng.permutation(["worker", "actor", "writer", "driver", "worker", "actor", "writer", "driver"])
+    victims = np.concatenate([rng.permutation(["worker", "actor", "writer", "driver"]) for _ in range(2)])
     arguments = ["--engine", "ray", "--address", cluster.address]
-    process, hit, goal = command(folder, out, *arguments), Counter[str](), 1
+    process, hit = command(folder, out, *arguments), Counter[str]()
     for victim in victims:
-        # Some shards between two kills: one shard that loses two workers is a reject, and rightly so.
-        goal = max(goal, rows_in_manifest(folder / out)) + int(rng.integers(3, SHARDS // 10))
-        await_rows(process, folder / out, goal)
+        await_settled(process, folder / out, more=int(rng.integers(0, 3)))
         time.sleep(float(rng.uniform(0, 0.05)))
-        assert process.poll() is None, process.communicate()[1].decode()
+        if process.poll() is not None:  # a fast machine may be done before the second round of kills is
+            break
         if victim == "driver":
             process.kill()
             process.communicate(timeout=LIMIT_S)
