@@ -226,19 +226,15 @@ def prefix_filter(c: np.ndarray) -> np.ndarray:
     return np.cumsum(found[: len(c)])
 
 
-def errors_of(c: np.ndarray) -> tuple[float, float]:
-    """Mean and largest variance at rho 1/2 with C's sensitivity, from its first column or the whole matrix."""
-    if c.ndim == 1:
-        rows = np.cumsum(prefix_filter(c) ** 2)
-        sensitivity = float(np.sum(c**2))
-    else:
-        rows = np.sum(np.cumsum(np.linalg.inv(c), axis=0) ** 2, axis=1)
-        sensitivity = float(np.sum(c**2, axis=0).max())
+def errors_of(c: np.ndarray, horizon: int) -> tuple[float, float]:
+    """Mean and largest variance at rho 1/2 of the Toeplitz C with this first column, filled up with zeros."""
+    rows = np.cumsum(prefix_filter(np.pad(c, (0, horizon - len(c)))) ** 2)
+    sensitivity = float(np.sum(c**2))
     return sensitivity * float(rows.mean()), sensitivity * float(rows.max())
 
 
 def show_jax_privacy(python: str, horizons: tuple[int, ...]) -> None:
-    """The same job with the same sensitivity; variances of both by `errors_of`, ours by their closed form too."""
+    """The same job with noise for the same rho: strategies of both, their variances by the same code."""
     for horizon in horizons:
         print(f"\nPrefix sums at T = {horizon}, zCDP: mean / largest variance, CPU s to build (jax: again, compiled)")
         ours: dict[str, Callable[[], Any]] = {
@@ -255,7 +251,7 @@ def show_jax_privacy(python: str, horizons: tuple[int, ...]) -> None:
                 poles = np.array(found.poles)
                 powers = poles ** np.arange(horizon - 1)[:, None]
                 found = np.concatenate([[1.0], powers @ tp.blt_weights(poles, np.array(found.zeros))])
-            mean, worst = errors_of(np.pad(found, (0, horizon - len(found))))
+            mean, worst = errors_of(found, horizon)
             print(f"  {'ours':18s} {name:18s} {mean:9.4f} / {worst:9.4f}   {seconds:8.3f}")
         with tempfile.TemporaryDirectory() as scratch:
             command = [python, str(Path(__file__).with_name("privacy_continual_jax.py")), scratch, str(horizon)]
@@ -264,10 +260,8 @@ def show_jax_privacy(python: str, horizons: tuple[int, ...]) -> None:
                 print(done.stderr)
             for file in sorted(Path(scratch).glob("*.npz")):
                 saved = np.load(file)
-                c, (first, again) = saved["c"], saved["seconds"]
-                if c.ndim == 1:
-                    c = np.pad(c, (0, horizon - len(c)))
-                mean, worst = errors_of(c)
+                mean, worst = errors_of(saved["c"], horizon)
+                first, again = saved["seconds"]
                 label = f"jax-privacy {saved['version']}"
                 print(f"  {label:18s} {file.stem:18s} {mean:9.4f} / {worst:9.4f}   {first:8.3f} ({again:.3f})")
         print(f"  no factorisation has a mean below {tp.nuclear_bound(horizon):.4f}")
