@@ -6,7 +6,6 @@ can be resumed, because every shard that counts is in its ledger.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import logging
 import os
@@ -136,6 +135,7 @@ class _Lease:
         self._job = job
         self._owner = owner
         self._done = threading.Event()
+        self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> _Lease:
@@ -176,7 +176,8 @@ class _Lease:
             if not mine:
                 self.lost = True
                 if not self._done.is_set():
-                    _thread.interrupt_main()
+                    # A real signal: _thread.interrupt_main would not end a wait for a shard.
+                    signal.pthread_kill(self._main, signal.SIGINT)
                 return
 
 

@@ -116,7 +116,6 @@ def test_processes_that_start_together_share_one_file(tmp_path: Path) -> None:
         "time.sleep(max(0, float(sys.argv[2]) - time.time()));"
         "print(K.from_file(sys.argv[1], create=True).id)"
     )
-    import time
 
     moment = str(time.time() + 2.0)
     started = [
