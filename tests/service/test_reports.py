@@ -155,6 +155,11 @@ def test_verify_refuses_other_forms(service: Service, change: dict[str, object])
     assert service.post("reader", "/verify", **sent).status_code == 422
 
 
+def test_verify_is_no_report(service: Service) -> None:
+    answer = service.get("press", "/verify")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
 def test_verify_survives_nonsense(service: Service) -> None:
     for text in ("", "{}", "[" * 10_000, "null", '{"files":[{"name":"../../etc/passwd"}]}', "\x00"):
         answer = service.post("reader", "/verify", report_json=text, signature=text)

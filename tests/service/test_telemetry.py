@@ -270,6 +270,9 @@ def test_days_that_are_not_over_wait(http: SimpleNamespace) -> None:
     ("path", "body"),
     [
         ("/days/not-a-day", {}),
+        ("/days/0", {}),
+        ("/days/20260101", {}),
+        ("/days/2026-02-30", {}),
         (f"/days/{YESTERDAY}", {"epsilon": 0}),
         (f"/days/{YESTERDAY}", {"epsilon": -1}),
         (f"/days/{YESTERDAY}", {"epsilon": 1e9}),

@@ -115,13 +115,6 @@ Text = Annotated[str, Field(max_length=200_000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class StreamOptions(BaseModel):
-    """What a stream ends with."""
-
-    model_config = ConfigDict(extra="forbid")
-    include_usage: bool = False
-
-
 class Wanted(BaseModel):
     """As OpenAI's `POST /v1/completions`, with `assay_key` and `assay_payload`.
 
@@ -143,29 +136,33 @@ class Wanted(BaseModel):
     model: Annotated[str, Field(max_length=300)]
     prompt: Text | Annotated[list[TokenId], Field(max_length=100_000)]
     max_tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    temperature: (
+        Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, json_schema_extra={"exclusiveMinimum": 0})] | None
+    ) = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=200)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
         | None
     ) = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: dict[Literal["include_usage"], bool] | None = None
     user: Annotated[str | None, Field(max_length=1000, description="Accepted and not kept.")] = None
-    n: int | None = None
-    best_of: int | None = None
-    num_beams: int | None = None
-    use_beam_search: bool | None = None
-    echo: bool | None = None
-    logprobs: int | None = None
-    suffix: Annotated[str | None, Field(max_length=1000)] = None
-    presence_penalty: Annotated[float | None, Field(allow_inf_nan=False)] = None
-    frequency_penalty: Annotated[float | None, Field(allow_inf_nan=False)] = None
-    logit_bias: Annotated[dict[str, float] | None, Field(max_length=1000)] = None
+    n: Annotated[int | None, Field(json_schema_extra={"enum": [1, None]})] = None
+    best_of: Annotated[int | None, Field(json_schema_extra={"enum": [1, None]})] = None
+    num_beams: Annotated[int | None, Field(json_schema_extra={"enum": [1, None]})] = None
+    use_beam_search: Annotated[bool | None, Field(json_schema_extra={"enum": [False, None]})] = None
+    echo: Annotated[bool | None, Field(json_schema_extra={"enum": [False, None]})] = None
+    logprobs: Annotated[int | None, Field(json_schema_extra={"enum": [None]})] = None
+    suffix: Annotated[str | None, Field(max_length=1000, json_schema_extra={"enum": [None]})] = None
+    presence_penalty: Annotated[float | None, Field(allow_inf_nan=False, json_schema_extra={"enum": [0, None]})] = None
+    frequency_penalty: Annotated[float | None, Field(allow_inf_nan=False, json_schema_extra={"enum": [0, None]})] = None
+    logit_bias: Annotated[dict[str, float] | None, Field(max_length=1000, json_schema_extra={"enum": [{}, None]})] = (
+        None
+    )
     assay_key: Annotated[str | None, Field(max_length=64)] = None
-    assay_payload: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+    assay_payload: Annotated[int | None, Field(ge=0, lt=2**53)] = None
 
     @field_validator("prompt", "stop")
     @classmethod
@@ -269,7 +266,7 @@ async def complete(
         "assay_key": key.id,
     }
     if wanted.stream:
-        usage = wanted.stream_options is not None and wanted.stream_options.include_usage
+        usage = (wanted.stream_options or {}).get("include_usage", False)
         return StreamingResponse(
             _events(completion, head, usage), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
         )
@@ -304,6 +301,8 @@ def _begin(shared: State, caller: Caller, generator: Generator, wanted: Wanted) 
         stop=stop,
         payload=wanted.assay_payload,
     )
+    # First the entry, then the use of the key: none is missing, whatever breaks.
+    audit.record(shared.sessions, caller, "completions", key.id, max_tokens=sampling.max_tokens)
     try:
         completion = generator.begin(wanted.prompt, key, sampling)
     except BusyError as error:
@@ -314,7 +313,6 @@ def _begin(shared: State, caller: Caller, generator: Generator, wanted: Wanted) 
         raise
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
-    audit.record(shared.sessions, caller, "completions", key.id, max_tokens=sampling.max_tokens)
     return completion, key
 
 

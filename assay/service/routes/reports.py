@@ -135,6 +135,12 @@ def verify(shared: Shared, caller: Detects, sent: Annotated[Sent, Depends(json_b
     return Checked(**vars(found), sentence=found.sentence())
 
 
+@router.get("/verify", include_in_schema=False)
+def not_read(caller: Detects) -> None:
+    """Reports are sent to be verified; without this the path would be taken for a report's id."""
+    raise HTTPException(405, "send the report with POST.", {"allow": "POST"})
+
+
 @router.get("/{id}")
 def status(shared: Shared, caller: KeepsKeys, id: ReportId) -> ReportView:
     """What a report is."""

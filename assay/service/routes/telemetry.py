@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi import Path as InPath
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from assay.privacy.errors import BudgetError
 from assay.service import audit
@@ -19,6 +20,14 @@ from assay.service.errors import responses
 from assay.service.telemetry import ConflictError, Standing, Telemetry
 
 router = APIRouter(prefix="/v1/telemetry", tags=["telemetry"], responses=responses(409))
+
+
+def _day(text: object) -> date:
+    # pydantic alone also takes seconds since 1970, and dates in other notations.
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        raise ValueError("a day is written YYYY-MM-DD")
+    return date.fromisoformat(text)
+
 
 Epsilon = Annotated[float, Field(ge=1e-6, le=100, allow_inf_nan=False)]
 
@@ -117,7 +126,7 @@ def grant(shared: Shared, caller: Administers, wanted: Annotated[NewBudget, Depe
 def publish(
     shared: Shared,
     caller: Administers,
-    day: Annotated[date, InPath(description="A day that is over, UTC.")],
+    day: Annotated[date, BeforeValidator(_day), InPath(description="A day that is over, UTC.")],
     wanted: Annotated[Ask, Depends(json_body(Ask))],
 ) -> Day:
     """Publish the figures of a day; asked again, they are the same and cost nothing. 409 if the budget is used up."""
