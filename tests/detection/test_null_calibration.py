@@ -110,7 +110,8 @@ def test_the_model_aware_test_holds_its_size_under_a_wrong_model_without_the_pro
     if writer == "human":
         documents = passages[::40]
     else:
-        documents = [bigram_text(np.concatenate(passages), 250, seed) for seed in range(10)]
+        source = np.concatenate(passages)
+        documents = [bigram_text(source, 250, seed) for seed in range(10)]
     # The bundled model did not write these; at temperature 0.5 its probabilities are far off as well.
     scored = ModelScorer(load_model()).score(documents, temperature=0.5)
     p, best = [], []

@@ -66,15 +66,16 @@ def test_the_law_under_one_key_is_that_of_the_matches(layers: int, key: int) -> 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_over_keys_tokens_have_the_law_of_the_model(name: str) -> None:
-    counts = drawn_over_keys(TournamentConfig(window=2), LAWS[name], 20_000, seed=1)
+    draws = 20_000 if len(LAWS[name]) < 100 else 8_000
+    counts = drawn_over_keys(TournamentConfig(window=2), LAWS[name], draws, seed=1)
     assert chi_square(counts, LAWS[name]) > FALSE_ALARM
 
 
-def test_over_keys_a_tilt_of_three_percent_is_rejected() -> None:
+def test_over_keys_a_tilt_of_five_percent_is_rejected() -> None:
     # Power: the statistic has mean 3 + 90 and standard deviation 20; 30.7 is needed.
     law = np.array([0.4, 0.3, 0.2, 0.1])
-    tilted = law * np.array([1.03, 0.97, 1.03, 0.97])
-    counts = drawn_over_keys(TournamentConfig(window=2), tilted, 100_000, seed=3)
+    tilted = law * np.array([1.05, 0.95, 1.05, 0.95])
+    counts = drawn_over_keys(TournamentConfig(window=2), tilted, 36_000, seed=3)
     assert chi_square(counts, law) < FALSE_ALARM
     assert chi_square(counts, tilted) > FALSE_ALARM
 
