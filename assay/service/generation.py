@@ -194,6 +194,7 @@ class Generator:
             bos_token_id=model.generation_config.bos_token_id,
             eos_token_id=ends,
             pad_token_id=first_end if pad is None else pad,
+            watermarking_config=mark,
         )
         written = _Written(len(ids), tokenizer, frozenset(np.atleast_1d([] if ends is None else ends).tolist()))
 
@@ -210,7 +211,6 @@ class Generator:
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=settings,
-                watermarking_config=mark,
                 stopping_criteria=StoppingCriteriaList([step]),
             )
         completion.finish_reason = "stop" if written.ended else "length"

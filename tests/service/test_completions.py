@@ -240,6 +240,15 @@ def test_without_a_model_there_is_none(make_key, tmp_path) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_nothing_is_said_about_settings(make_key, caplog: pytest.LogCaptureFixture, capfd) -> None:
+    """transformers warns of settings that it ignores or will drop; its logger writes to stderr by itself."""
+    generator = Generator("default")
+    assert "".join(generator.begin(PROMPT, make_key(3), Sampling(max_tokens=3, top_p=0.9, seed=1)))
+    generator.close()
+    assert caplog.text == ""
+    assert "transformers" not in capfd.readouterr().err
+
+
 def test_pieces_never_take_back_what_was_told() -> None:
     tokenizer = load_tokenizer_for_generation()
     text = "Café 日本 👩 END of it"
