@@ -23,8 +23,9 @@ ALLOWED = {
     "conformal": {"kernels", "watermark", "detection", "models"},
     "privacy": set(),
     "report": {"kernels", "watermark", "detection", "conformal", "privacy", "models"},
+    "service": {"kernels", "watermark", "detection", "conformal", "privacy", "models", "report"},
 }
-TORCH_ALLOWED = ("kernels/scoring/", "kernels/triton_sampling.py", "watermark/adapters/", "models/")
+TORCH_ALLOWED = ("kernels/scoring/", "kernels/triton_sampling.py", "watermark/adapters/", "models/", "service/generation.py")
 
 
 def run(code: str) -> str:
