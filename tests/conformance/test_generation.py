@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scheme_cases import SETTINGS, watermark_schemes
 
 import assay
 from assay.models import load_model
@@ -15,9 +16,7 @@ from assay.watermark import for_transformers
 from assay.watermark.keys import SecretKey
 from assay.watermark.schemes import newest
 
-from scheme_cases import SETTINGS, watermark_schemes
-
-NEW_TOKENS = 160
+NEW_TOKENS = 96
 
 
 @pytest.fixture(scope="module")
