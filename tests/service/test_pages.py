@@ -331,6 +331,25 @@ def test_a_key_can_be_chosen_but_not_another_tenants(service: Service) -> None:
     answer = browser.test(service.marked, key="key-other")
     assert answer.status_code == 404
     accessible(answer.text)
+    answer = browser.test(service.marked, key="../no-key-at-all")
+    assert answer.status_code == 422
+    assert "no-key-at-all" not in answer.text
+
+
+def test_forms_that_are_no_text(service: Service) -> None:
+    browser = service.browser()
+    boundary = {"content-type": "multipart/form-data; boundary=b"}
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    head = part % (b"form_token", browser.token().encode())
+    for body, status in (
+        (head + b"".join(part % (b"f%d" % i, b"x") for i in range(20)) + b"--b--\r\n", 400),
+        (b"nonsense", 400),
+        (b"", 403),
+    ):
+        answer = browser.client.post("/test", content=body, headers=boundary)
+        assert answer.status_code == status, body
+        accessible(answer.text)
+    assert browser.client.post("/test", content=b"x" * (9 * 2**20)).status_code == 413
 
 
 def test_readers_see_rounded_evidence_and_pay_for_parts(service: Service) -> None:

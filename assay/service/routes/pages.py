@@ -49,8 +49,10 @@ class _Page(APIRoute):
                 if error.status_code == 401:
                     return RedirectResponse("/", 303)
                 return _failed(request, error.status_code, str(error.detail))
-            except (AssayError, ValueError) as error:
+            except AssayError as error:
                 return _failed(request, 404 if isinstance(error, LookupError) else 422, str(error))
+            except ValueError:  # of a library: its message may repeat what was sent
+                return _failed(request, 422, "The form holds something that cannot be read.")
 
         return guarded
 
