@@ -25,7 +25,13 @@ ALLOWED = {
     "report": {"kernels", "watermark", "detection", "conformal", "privacy", "models"},
     "service": {"kernels", "watermark", "detection", "conformal", "privacy", "models", "report"},
 }
-TORCH_ALLOWED = ("kernels/scoring/", "kernels/triton_sampling.py", "watermark/adapters/", "models/", "service/generation.py")
+TORCH_ALLOWED = (
+    "kernels/scoring/",
+    "kernels/triton_sampling.py",
+    "watermark/adapters/",
+    "models/",
+    "service/generation.py",
+)
 
 
 def run(code: str) -> str:
