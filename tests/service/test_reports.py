@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from assay.detection.text import load_tokenizer
 from assay.report import Report, verify
-from assay.service import audit
+from assay.service import audit, reports
 from assay.service.app import create_app
 from assay.service.auth import create_api_key
 from assay.service.settings import Settings
@@ -45,8 +45,8 @@ def marked_text(key: SecretKey, tokens: int = 80) -> str:
 class Service:
     """A service with a finished and a waiting job of one tenant, and a signed report."""
 
-    def __init__(self, data: Path) -> None:
-        self.app = create_app(Settings(data=data))
+    def __init__(self, data: Path, database_url: str | None = None) -> None:
+        self.app = create_app(Settings(data=data, database_url=database_url))
         self.state = self.app.state.assay
         self.http = TestClient(self.app)
         self.headers = {}
@@ -103,6 +103,15 @@ def test_a_signed_report_is_what_the_library_verifies(service: Service, tmp_path
     assert report.to_html().encode() == (tmp_path / "report.html").read_bytes()
     stored = str(service.state.settings.data)
     assert all(stored.encode() not in (tmp_path / name).read_bytes() for name in FILES)
+
+
+def test_both_databases_hold_reports(database_url: str, tmp_path: Path) -> None:
+    service = Service(tmp_path, database_url)
+    content = service.get("press", f"/{service.signed['id']}/report.json").content
+    assert reports.find(service.state.sessions, "press", service.signed["id"]).content == content
+    assert service.get("press").json()["reports"] == [service.signed]
+    service.state.guard.close()
+    service.state.engine.dispose()
 
 
 def test_files_come_with_safe_headers(service: Service) -> None:

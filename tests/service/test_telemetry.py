@@ -34,8 +34,8 @@ LEVEL = 1e-4
 class Service:
     """A service without requests yet, and jobs whose results are written by hand."""
 
-    def __init__(self, data: Path) -> None:
-        self.state = create_app(Settings(data=data)).state.assay
+    def __init__(self, data: Path, database_url: str | None = None) -> None:
+        self.state = create_app(Settings(data=data, database_url=database_url)).state.assay
         self.data = data
 
     def telemetry(self, tenant: str, noise: object = None) -> Telemetry:
@@ -102,6 +102,18 @@ def test_what_is_counted(service: Service) -> None:
     assert {id: one["flagged"] for id, one in found["detectors"].items()} == {"a": 2, "b": 2, "never": 0}
     assert noise.scale >= Fraction(SENSITIVITY) / Fraction("0.5")
     assert noise.scale < Fraction(SENSITIVITY) / Fraction("0.5") * (1 + Fraction(1, 2**39))
+
+
+def test_both_databases_find_the_jobs_of_a_day(database_url: str, tmp_path: Path) -> None:
+    service = Service(tmp_path, database_url)
+    create_api_key(service.state.sessions, "press", ["admin"])
+    service.job("press", [("a", -30.0)])
+    service.job("press", [("a", -30.0)] * 10, at=NOON + timedelta(hours=12))
+    telemetry = service.telemetry("press", Silent())
+    telemetry.grant(1.0)
+    assert telemetry.publish(YESTERDAY, ["a"], epsilon=0.5, level=LEVEL)["documents"] == 1
+    service.state.guard.close()
+    service.state.engine.dispose()
 
 
 def test_one_document_moves_the_figures_by_two_at_most(service: Service) -> None:
