@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assay.service import errors, metrics
@@ -53,12 +54,13 @@ class Observed:
 
         try:
             await self._app(scope, receive, dressed)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
         except Exception as error:
             # Handled here: a server would log the traceback, whose last line may hold a text or a secret.
             answer = errors.failed(scope, error)
-            if started:
-                raise ConnectionAbortedError("the answer broke off") from None
-            await answer(scope, receive, dressed)
+            if not started:  # else the connection is closed on a broken answer
+                await answer(scope, receive, dressed)
         finally:
             # The route's pattern, not the path: a path holds ids.
             route = getattr(scope.get("route"), "path", "none")

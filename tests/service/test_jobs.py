@@ -167,7 +167,7 @@ def test_from_upload_to_results(service: Service, tmp_path: Path) -> None:
     assert done["progress"] == {"documents": 60, "flagged": 0, "rejects": 0}
     rows = [json.loads(line) for line in get(f"/v1/jobs/{job['id']}/results", headers=headers).text.splitlines()]
     expected = direct(service, key, tmp_path / "direct")
-    assert [row["document_id"] for row in rows] == [row["id"] for row in ROWS]
+    assert [row["doc_id"] for row in rows] == [row["id"] for row in ROWS]
     assert [row["log_pvalue"] for row in rows] == [row["log_pvalue"] for row in expected]
     assert [row["log_qvalue"] for row in rows] == [row["log_qvalue"] for row in expected]
     # Who may only detect sees rounded evidence.
