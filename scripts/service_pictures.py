@@ -28,6 +28,7 @@ from assay.service.settings import Settings  # noqa: E402
 from assay.service.worker import work  # noqa: E402
 from assay.watermark import for_transformers  # noqa: E402
 from assay.watermark.gumbel import GumbelConfig  # noqa: E402
+from assay.watermark.keys import SecretKey  # noqa: E402
 
 
 def main(folder: Path) -> None:
@@ -36,7 +37,10 @@ def main(folder: Path) -> None:
         app = create_app(Settings(data=Path(scratch, "data")))
         state = app.state.assay
         _, token = create_api_key(state.sessions, "press", ["admin"])
-        key = state.keys.key("press", state.keys.create("press", GumbelConfig(), "newsroom-2026").id)
+        # A fixed secret, so that the pictures show the same text each time.
+        key = SecretKey(bytes(range(32)), id="newsroom-2026", config=GumbelConfig())
+        with state.sessions.begin() as session:
+            session.add(state.keys._sealed("press", key))
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -61,11 +65,11 @@ def main(folder: Path) -> None:
             thread.join()
 
 
-def generated(key: object, prompt: str) -> str:
+def generated(key: SecretKey, prompt: str) -> str:
     """A passage of the bundled model under a key."""
     model, tokenizer = load_model(), load_tokenizer_for_generation()
     inputs = tokenizer(prompt, return_tensors="pt")
-    mark = for_transformers(key, seed=1)  # type: ignore[arg-type]
+    mark = for_transformers(key, seed=1)
     length = {"min_new_tokens": 150, "max_new_tokens": 150}
     ids = model.generate(**inputs, do_sample=True, temperature=0.9, top_k=0, watermarking_config=mark, **length)
     return str(tokenizer.decode(ids[0]))
