@@ -1,58 +1,23 @@
-"""The Gumbel tests on words that other contracts give: many documents at once, one text under its scheme's name."""
+"""The Gumbel tests on words that other contracts give: one text under its scheme's name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from assay.detection import combine, gumbel
-from assay.detection.documents import DocumentStatistics
-from assay.detection.gumbel import _sum_log_evalues
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
-from assay.detection.tails import log_gamma_sf
 from assay.kernels.chacha import Words
 from assay.watermark.dual_gumbel import DualPivots
 from assay.watermark.gumbel import Pivots, sum_scores
 
 P = TypeVar("P", Pivots, DualPivots)
 Floats = npt.NDArray[np.float64]
-
-
-def documents_sum_test(
-    positions: npt.NDArray[np.int64], words: Words, offsets: npt.NDArray[np.int64], window: int
-) -> DocumentStatistics:
-    """Row d equals `gumbel.sum_test` on document d.
-
-    Parameters
-    ----------
-    positions
-        int64, shape (k,), ascending: of the counted tokens of documents end to end.
-    words
-        uint32, shape (k,): uniform under the null, small for marked tokens.
-    offsets
-        int64, shape (documents + 1,).
-    window
-        How many tokens of a document stand before the first that can count.
-    """
-    n_tokens = np.diff(offsets)
-    bounds = np.searchsorted(positions, offsets)
-    n_scored = np.diff(bounds)
-    scores = sum_scores(words)
-    statistic = np.array([np.sum(scores[a:b]) for a, b in pairwise(bounds)], dtype=np.float64)
-    return DocumentStatistics(
-        statistic=statistic,
-        log_pvalue=log_gamma_sf(n_scored, statistic),
-        log_evalue=_sum_log_evalues(n_scored, statistic),
-        n_tokens=n_tokens,
-        n_scored=n_scored,
-        n_repeats_dropped=np.maximum(0, n_tokens - window) - n_scored,
-    )
 
 
 def token_tails(positions: npt.NDArray[np.int64], words: Words, n_tokens: int) -> npt.NDArray[np.float64]:
@@ -94,9 +59,7 @@ def result_of(
 
     if model is None or test == "sum" or (test == "auto" and len(found.positions) == 0):
         return named(sum_test(found), "sum")
-    log_p = model.log_prob[found.positions]
-    # A token that the model could not score (no context at all) gets probability 1: it has no weight.
-    log_p = np.where(np.isnan(log_p), 0.0, log_p)
+    log_p = model.log_prob_at(found.positions)
     if test == "model-aware":
         return named(model_aware_test(found, log_p), "model-aware")
     if test == "robust":

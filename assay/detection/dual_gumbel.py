@@ -249,9 +249,7 @@ def test_ids(
     found = observe(ids, prf_key, config, prompt_length=prompt_length)
     if model is None or test == "sum" or (test == "auto" and len(found.positions) == 0):
         return sum_test(found)
-    log_p = model.log_prob[found.positions]
-    # A token that the model could not score (no context at all) gets probability 1: it has no weight.
-    log_p = np.where(np.isnan(log_p), 0.0, log_p)
+    log_p = model.log_prob_at(found.positions)
     if test == "model-aware":
         return model_aware_test(found, log_p)
     if test == "robust":

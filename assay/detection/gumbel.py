@@ -98,6 +98,25 @@ def documents_test(
         The key's settings.
     """
     positions, words = scan(ids, offsets, prf_key, config.window, backend=backend)
+    return documents_sum_test(positions, words, offsets, config.window)
+
+
+def documents_sum_test(
+    positions: npt.NDArray[np.int64], words: Words, offsets: npt.NDArray[np.int64], window: int
+) -> DocumentStatistics:
+    """The sum test on many documents that lie end to end; row d equals `sum_test` on document d.
+
+    Parameters
+    ----------
+    positions
+        int64, shape (k,), ascending: of the counted tokens of documents end to end.
+    words
+        uint32, shape (k,): uniform under the null, small for marked tokens.
+    offsets
+        int64, shape (documents + 1,).
+    window
+        How many tokens of a document stand before the first that can count.
+    """
     n_tokens = np.diff(offsets)
     bounds = np.searchsorted(positions, offsets)
     n_scored = np.diff(bounds)
@@ -110,7 +129,7 @@ def documents_test(
         log_evalue=_sum_log_evalues(n_scored, statistic),
         n_tokens=n_tokens,
         n_scored=n_scored,
-        n_repeats_dropped=np.maximum(0, n_tokens - config.window) - n_scored,
+        n_repeats_dropped=np.maximum(0, n_tokens - window) - n_scored,
     )
 
 
@@ -198,9 +217,7 @@ def test_ids(
         return least_favourable_test(found)
     if model is None or test == "sum" or (test == "auto" and len(found.words) == 0):
         return sum_test(found)
-    log_p = model.log_prob[found.positions]
-    # A token that the model could not score (no context at all) gets probability 1: it has no weight.
-    log_p = np.where(np.isnan(log_p), 0.0, log_p)
+    log_p = model.log_prob_at(found.positions)
     if test == "model-aware":
         return model_aware_test(found, log_p)
     if test == "robust":

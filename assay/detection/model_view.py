@@ -25,3 +25,8 @@ class ModelView:
 
     log_prob: npt.NDArray[np.float64]
     rows: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]]
+
+    def log_prob_at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """`log_prob` of some tokens; one that the model could not score gets probability 1, and so no weight."""
+        own = self.log_prob[positions]
+        return np.where(np.isnan(own), 0.0, own)

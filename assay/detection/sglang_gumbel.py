@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.detection import gumbel
-from assay.detection._words import documents_sum_test, result_of, token_tails
+from assay.detection._words import result_of, token_tails
 from assay.detection.documents import DocumentStatistics
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
@@ -45,7 +45,7 @@ def documents_test(
 ) -> DocumentStatistics:
     """See `testers.Tester.documents_test`."""
     positions, words = sglang_gumbel.scan(ids, offsets, prf_key, config)
-    return documents_sum_test(positions, race_words(words), offsets, config.context_window)
+    return gumbel.documents_sum_test(positions, race_words(words), offsets, config.context_window)
 
 
 def test_ids(

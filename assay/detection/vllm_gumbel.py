@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import special
 
 from assay.detection import dual_gumbel, gumbel
-from assay.detection._words import documents_sum_test, result_of, token_tails
+from assay.detection._words import result_of, token_tails
 from assay.detection.documents import DocumentStatistics
 from assay.detection.dual_gumbel import log_two_gamma_sf
 from assay.detection.model_view import ModelView
@@ -96,7 +96,7 @@ def documents_test(
 ) -> DocumentStatistics:
     """See `testers.Tester.documents_test`; the documents are generated tokens alone."""
     positions, words = vllm_gumbel.scan(ids, offsets, prf_key, config)
-    first = documents_sum_test(positions, race_words(words[0]), offsets, 0)
+    first = gumbel.documents_sum_test(positions, race_words(words[0]), offsets, 0)
     if len(words) == 1:
         return first
     bounds = np.searchsorted(positions, offsets)
