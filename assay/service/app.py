@@ -106,6 +106,9 @@ def create_app(settings: Settings | None = None, *, master: MasterKey | None = N
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        generator = getattr(app.state, "generator", None)
+        if generator is not None:  # made with the first completion
+            generator.close()
         state.guard.close()
         state.engine.dispose()
 

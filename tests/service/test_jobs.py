@@ -179,6 +179,19 @@ def test_from_upload_to_results(service: Service, tmp_path: Path) -> None:
         assert row["log_evalue"] is None or row["log_evalue"] <= exact["log_evalue"]
 
 
+def test_results_do_not_say_where_the_service_keeps_them(service: Service) -> None:
+    headers = service.headers()
+    service.key(headers)
+    job = service.client.post("/v1/jobs", content=CORPUS, headers=headers).json()
+    assert work(service.state, once=True) == 1
+    body = service.client.get(f"/v1/jobs/{job['id']}/results", headers=headers).text
+    assert str(service.settings.data) not in body
+    assert "corpus.jsonl" not in body
+    rows = [json.loads(line) for line in body.splitlines()]
+    assert [row["doc_id"] for row in rows] == [str(number) for number in range(1, 61)]
+    assert {row["source"] for row in rows} == {None}
+
+
 @pytest.mark.slow
 def test_a_bad_corpus_fails_alone(service: Service) -> None:
     """Lines that are no documents are rejects; a corpus without one document ends all the same; the next goes on."""

@@ -175,6 +175,10 @@ def _rows(path: Path, caller: Caller) -> Iterator[bytes]:
         for batch in file.iter_batches(batch_size=4096):
             lines = []
             for row in batch.to_pylist():
+                # Where the service keeps the corpus is its own affair; the run names documents and sources by it.
+                path_name = row.pop("file")
+                row["doc_id"] = row["doc_id"].removeprefix(f"{path_name}:")
+                row["source"] = None if row["source"] == path_name else row["source"]
                 if not caller.may("keys"):
                     for name, up in (("log_pvalue", True), ("log_qvalue", True), ("log_evalue", False)):
                         row[name] = rounded(row[name], caller, up=up)
