@@ -15,6 +15,7 @@ import os
 import pickle
 import secrets
 import socket
+import sys
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -242,21 +243,22 @@ def _signed(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _connected(count: int | None, address: str | None) -> Iterator[Any]:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError("engine='ray' needs Ray: pip install 'assay[ray]'.") from error
     if address is not None and address.startswith("ray://"):
         raise RunError(
             f"ray_address must be HOST:PORT of the cluster's head, 'auto' or 'local', got {address!r}. Run the command "
             "on a machine of the cluster; it writes the ledger in the shared folder."
         )
-    if ray.is_initialized():
-        yield ray
+    connected = sys.modules.get("ray")
+    if connected is not None and connected.is_initialized():
+        yield connected
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address not in ("local", "auto"):
         _knock(address)
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("engine='ray' needs Ray: pip install 'assay[ray]'.") from error
     # An existing cluster has its own number of CPUs and its own dashboard.
     own = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
     try:
