@@ -57,14 +57,15 @@ def serve(
             data=data.absolute(), database_url=database_url, model=model, job_workers=job_workers
         )
         environment = _environment(settings)
+        os.environ.update(environment)
         # Opened once before any process starts: migrations run, the master key is made, mistakes show here.
         state = open_state(settings)
         _first_key(state, settings.data)
         state.engine.dispose()
     # uvicorn ends in good order and then sends itself the signal again; without a handler, the workers would be left.
     signal.signal(signal.SIGTERM, _end)
+    os.environ.update(environment)  # again: the master key was removed when it was read
     with Workers(job_workers, environment):
-        os.environ.update(environment)
         import uvicorn
 
         uvicorn.run(
@@ -135,7 +136,8 @@ def _environment(settings: object) -> dict[str, str]:
     """The environment of server and worker processes: this one's, and the settings."""
     from dataclasses import fields
 
-    out = dict(os.environ)
+    # One text is one thread's work: the tokenizer's own threads would fight over the cores with other requests.
+    out = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     for one in fields(settings):  # type: ignore[arg-type]  # a dataclass
         value = getattr(settings, one.name)
         if value is not None:
