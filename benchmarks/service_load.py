@@ -142,7 +142,7 @@ def main() -> None:
         used = cpu_seconds(pids) - cpu
         rates = [float(re.search(r"Requests/sec:\s+([\d.]+)", one).group(1)) for one in answers]
         tails = {
-            name: [milliseconds(re.search(rf"{name}%\s+(\S+)", one).group(1)) for one in answers]
+            name: [milliseconds(re.search(rf"(?m)^\s+{name}%\s+(\S+)", one).group(1)) for one in answers]
             for name in ("50", "99")
         }
         print(f"load average before and during: {os.getloadavg()[0]:.1f}; cores: {os.cpu_count()}")
