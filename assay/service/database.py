@@ -5,6 +5,8 @@ Every row of a tenant carries its id, and every query by a request filters on it
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -143,7 +145,7 @@ class StoredReport(Base):
 
 
 def open_engine(url: str) -> Engine:
-    """An engine for a URL; SQLite gets WAL, enforced foreign keys and a lock timeout."""
+    """An engine for a URL; SQLite gets a lock timeout, WAL and enforced foreign keys."""
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True)
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
@@ -151,11 +153,29 @@ def open_engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL", "busy_timeout=30000"):
+        for pragma in ("busy_timeout=30000", "foreign_keys=ON", "synchronous=NORMAL"):
             cursor.execute(f"PRAGMA {pragma}")
+        _use_write_ahead_log(cursor)
         cursor.close()
 
     return engine
+
+
+def _use_write_ahead_log(cursor: Any, patience: float = 30.0) -> None:
+    """Switch the file to WAL, which needs it alone for a moment.
+
+    SQLite does not apply busy_timeout to this switch where waiting could deadlock: of two processes that open a new
+    file together one is told at once that it is locked. It has only to ask again.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as refused:
+            if refused.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def sessions(engine: Engine) -> sessionmaker[Any]:
