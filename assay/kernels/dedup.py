@@ -5,6 +5,7 @@ A repeated (context, token) has the same PRF word again; counting it twice would
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from assay.kernels.chacha import Words
 
 _NUMPY_TOKENS = 50_000
+_COMPILED = "assay.kernels.dedup_numba"
 
 
 def first_occurrences(ids: Words, offsets: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.bool_]:
@@ -33,9 +35,10 @@ def first_occurrences(ids: Words, offsets: npt.NDArray[np.int64], width: int) ->
 
     Notes
     -----
-    Linear time. numpy for small inputs, numba (an open-addressing table per document) for large ones; same answer.
+    Linear time. numpy for small inputs, numba (an open-addressing table per document) for large ones and once it is
+    loaded; same answer.
     """
-    if len(ids) > _NUMPY_TOKENS:
+    if len(ids) > _NUMPY_TOKENS or _COMPILED in sys.modules:
         return first_occurrences_numba(ids, offsets, width)
     return first_occurrences_numpy(ids, offsets, width)
 

@@ -16,16 +16,34 @@ from assay.kernels.chacha import Words
 
 Backend = Literal["auto", "numpy", "numba"]
 
-# Loading compiled numba code costs about half a second; numpy does this many blocks meanwhile. Once it is loaded, numba
-# wins for a single block already: numpy's many small steps take two milliseconds.
+# Loading compiled numba code costs about half a second; numpy does this many blocks meanwhile, so it is loaded once as
+# many were asked for. Once it is loaded, numba wins for a single block already: numpy's many small steps take two
+# milliseconds, which count as _CALL blocks.
 _NUMPY_BLOCKS = 100_000
+_CALL = 400
 _COMPILED = "assay.kernels.chacha_numba"
+_blocks_by_numpy = 0
+
+
+def load_compiled() -> None:
+    """Load the compiled code now: what a process does that answers many callers, before the first of them waits."""
+    from assay.kernels import chacha_numba, dedup
+
+    ids = np.zeros(4, dtype=np.uint32)
+    chacha_numba.words_of(np.zeros(8, dtype=np.uint32), ids, np.array([2], dtype=np.int64), 2)
+    dedup.first_occurrences_numba(ids, np.array([0, 4], dtype=np.int64), 2)
 
 
 def _use_numba(backend: Backend, blocks: int) -> bool:
+    global _blocks_by_numpy  # time alone depends on it, never a word
     if backend not in ("auto", "numpy", "numba"):
         raise ValueError(f"backend must be 'auto', 'numpy' or 'numba', got {backend!r}.")
-    return backend == "numba" or (backend == "auto" and (blocks > _NUMPY_BLOCKS or _COMPILED in sys.modules))
+    if backend != "auto":
+        return backend == "numba"
+    if _COMPILED in sys.modules:
+        return True
+    _blocks_by_numpy += blocks + _CALL
+    return _blocks_by_numpy > _NUMPY_BLOCKS
 
 
 def words_at(

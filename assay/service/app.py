@@ -10,9 +10,11 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import Engine
 from sqlalchemy.orm import sessionmaker
+from starlette.concurrency import run_in_threadpool
 
 from assay import __version__
 from assay.detection.text import LoadedTokenizer, load_tokenizer
+from assay.kernels import prf
 from assay.service import errors
 from assay.service.accounts import OracleGuard
 from assay.service.auth import Authenticator
@@ -105,6 +107,7 @@ def create_app(settings: Settings | None = None, *, master: MasterKey | None = N
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(prf.load_compiled)
         yield
         generator = getattr(app.state, "generator", None)
         if generator is not None:  # made with the first completion
