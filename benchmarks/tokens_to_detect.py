@@ -22,10 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import hashlib
-import importlib
 import json
 import math
-import pkgutil
 import platform
 import subprocess
 import sys
@@ -40,12 +38,12 @@ from typing import Any
 import numpy as np
 import torch
 
-import assay.watermark
 from assay.detection import goodness_of_fit, pivot_score
 from assay.detection import gumbel as gumbel_tests
 from assay.detection import sequence as sequence_tests
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
+from assay.detection.testers import Tester, tester
 from assay.kernels.scoring.continuations import continuations
 from assay.kernels.scoring.decoding import Decoding
 from assay.kernels.scoring.model import ModelScorer
@@ -54,7 +52,7 @@ from assay.watermark import gumbel
 from assay.watermark.edits import edit
 from assay.watermark.gumbel import GumbelConfig, unmarked_key
 from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import SchemeConfig, sampler_of
+from assay.watermark.schemes import SchemeConfig, known_schemes, newest, sampler_of
 from assay.watermark.sequence import SequenceConfig, SequenceDecoder, nonce_words, reals
 
 ALPHAS = (1e-3, 1e-6)
@@ -62,7 +60,7 @@ TEMPERATURES = (0.5, 0.7, 1.0)
 EDIT_RATES = (0.0, 0.1, 0.2, 0.3)
 PROMPTS = ("It was late in the evening when", "One day, a little girl", "We walked along the shore until")
 LONGEST = 480
-EDITED_TEXTS = 2  # of each prompt's texts, for the edits
+EDITED_TEXTS = 4  # of each prompt's texts, for the edits
 COSTLY = {"payload-gumbel": 1}  # texts of each prompt, and no edits: a whole code is decoded at every length
 TARGET_TEXTS = 40  # of each prompt, for the ratio of the two Gumbel tests
 
@@ -86,6 +84,16 @@ SHORT = (
     ("green list *, model-aware", "green-list", "model-aware"),
     ("green list *, sum", "green-list", "sum"),
 )
+# Deployed schemes: as their owners read them, with the sum over tokens, and with the model where that is known.
+DEPLOYED = (
+    ("vllm-gumbel, sum", "vllm-gumbel", "sum"),
+    ("vllm-gumbel, auto", "vllm-gumbel", "auto"),
+    ("sglang-gumbel, sum", "sglang-gumbel", "sum"),
+    ("sglang-gumbel, auto", "sglang-gumbel", "auto"),
+    ("hf-synthid, sum", "hf-synthid", "sum"),
+    ("synthid-text, sum", "synthid-text", "sum"),
+    ("hf-kgw *, sum", "hf-kgw", "sum"),
+)
 
 
 @dataclass
@@ -98,23 +106,13 @@ class Row:
     first: dict[tuple[float, float], list[float]] = field(default_factory=dict)
 
 
-def schemes() -> Iterator[tuple[SchemeConfig, Any]]:
-    """Every scheme that draws token by token and has tests, with its default settings, and its module of tests."""
-    for module in sorted(pkgutil.iter_modules(assay.watermark.__path__), key=lambda one: one.name):
-        if module.name.startswith("_") or module.ispkg:
-            continue
-        home = importlib.import_module(f"assay.watermark.{module.name}")
-        if not hasattr(home, "sampler"):
-            continue
-        for value in vars(home).values():
-            if isinstance(value, type) and issubclass(value, SchemeConfig) and value.__module__ == home.__name__:
-                name = value.scheme.replace("-", "_")
-                try:
-                    tests = importlib.import_module(f"assay.detection.{name}")
-                except ModuleNotFoundError:
-                    print(f"{value.scheme}: no tests, left out", file=sys.stderr)
-                    continue
-                yield value(), tests
+def schemes(vocabulary: int) -> Iterator[tuple[SchemeConfig, Tester]]:
+    """Every registered scheme that draws token by token, deployed ones too, with default settings, and its tests."""
+    for name in sorted({tag.rpartition("/")[0] for tag in known_schemes()} - {"sequence"}):
+        kind = newest(name)
+        if kind.purpose == "watermark":
+            config = kind(**({"vocab_size": vocabulary} if name == "hf-kgw" else {}))
+            yield config, tester(config)
 
 
 def key_for(config: SchemeConfig, *parts: object) -> SecretKey:
@@ -174,7 +172,7 @@ def firsts(series: list[float], grid: list[int]) -> dict[float, float]:
 
 
 def run_tests(
-    tests: Any,
+    tests: Tester,
     config: SchemeConfig,
     key: SecretKey,
     prompt: list[int],
@@ -193,9 +191,12 @@ def run_tests(
         def run(test: str, ids: np.ndarray = ids, view: ModelView = view) -> Any:
             return tests.test_ids(ids, len(prompt), prf_key, config, test=test, model=view)
 
-        auto = run("auto")
-        found = {"auto": auto.log_pvalue}
-        by_name = {one.test: one.log_pvalue for one in auto.components}
+        found = {}
+        by_name = {}
+        if len(tests.TESTS) > 1:
+            auto = run("auto")
+            found = {"auto": auto.log_pvalue}
+            by_name = {one.test: one.log_pvalue for one in auto.components}
         for test in tests.TESTS:
             name = f"{config.scheme}-{test}"
             # A text too short for any coin gives no components; nothing is found there.
@@ -210,27 +211,32 @@ def run_tests(
     return {test: firsts(values, grid) for test, values in series.items()}
 
 
-def token_wise(source: Source, config: SchemeConfig, tests: Any, rows: dict[tuple[str, str], Row]) -> None:
+def token_wise(source: Source, config: SchemeConfig, tests: Tester, rows: dict[tuple[str, str], Row]) -> None:
     vocabulary = source.model.config.vocab_size
     source = replace(source, texts=min(source.texts, COSTLY.get(config.scheme, source.texts)))
     edited_texts = 0 if config.scheme in COSTLY else EDITED_TEXTS
+    # Some deployed schemes read the generated tokens alone, when they draw and when they test.
+    unread = getattr(config, "completion_only", False)
     for number, prompt in enumerate(source.prompts):
         keys = [key_for(config, number, row) for row in range(source.texts)]
         draws = [
             sampler_of(config, use_key(key), unmarked_key(f"{number} {row}".encode())) for row, key in enumerate(keys)
         ]
 
-        def choose(ids: np.ndarray, law: np.ndarray, draws: list[Any] = draws) -> np.ndarray:
-            return np.array([int(draw(ids[r : r + 1], law[r : r + 1], None)[0]) for r, draw in enumerate(draws)])
+        def choose(
+            ids: np.ndarray, law: np.ndarray, draws: list[Any] = draws, skip: int = len(prompt) if unread else 0
+        ) -> np.ndarray:
+            rows = range(len(draws))
+            return np.array([int(draws[r](ids[r : r + 1, skip:], law[r : r + 1], None)[0]) for r in rows])
 
         for row, text in enumerate(source.sample(prompt, choose)):
             for rate in EDIT_RATES[: 1 if row >= edited_texts else None]:
                 grid = lengths(source.length, 1.3 if rate else 1.08)
                 changed = edited(text, rate, vocabulary, number, row)
                 laws = source.laws(changed, prompt)
-                for test, found in run_tests(tests, config, keys[row], prompt, changed, laws, grid).items():
-                    same_law = getattr(config, "distortion_free", True)
-                    one = rows.setdefault((config.scheme, test), Row(config.scheme, test, same_law))
+                context = [] if unread else prompt
+                for test, found in run_tests(tests, config, keys[row], context, changed, laws, grid).items():
+                    one = rows.setdefault((config.scheme, test), Row(config.scheme, test, config.distortion_free))
                     for alpha, n in found.items():
                         one.first.setdefault((rate, alpha), []).append(n)
 
@@ -311,7 +317,7 @@ def measure(spec: str | None, temperature: float, texts: int, only: list[str] | 
     source = Source(model, ModelScorer(model), prompts, temperature, texts, length)
     entropy, limits = limit_of(source)
     rows: dict[tuple[str, str], Row] = {}
-    for config, tests in schemes():
+    for config, tests in schemes(model.config.vocab_size):
         if only and config.scheme not in only:
             continue
         started = time.process_time()
@@ -420,15 +426,22 @@ def report(content: dict[str, Any]) -> str:
         [*facts_head, *(label for label, *_ in SHORT)],
         [[*facts(source), *(cell(source, scheme, test, 0.0) for _, scheme, test in SHORT)] for source in sources],
     )
-    lines += ["", 'Median tokens to p < 1e-6 with the test "auto", 10 % / 20 % / 30 % of the tokens replaced.', ""]
-    edited_schemes = [scheme for scheme, test in pairs if test == "auto" and scheme not in COSTLY]
+    lines += ["", "Deployed schemes: median tokens to p < 1e-6, verbatim text.", ""]
+    lines += table(
+        [*facts_head, *(label for label, *_ in DEPLOYED)],
+        [[*facts(source), *(cell(source, scheme, test, 0.0) for _, scheme, test in DEPLOYED)] for source in sources],
+    )
+    lines += ["", "Median tokens to p < 1e-6 with the default test, 10 % / 20 % / 30 % of the tokens replaced.", ""]
+    # "auto" with a model; a scheme with one test has that.
+    default = {scheme: "auto" if (scheme, "auto") in pairs else test for scheme, test in pairs}
+    edited_schemes = [scheme for scheme in default if scheme not in COSTLY and scheme != "sequence"]
     lines += table(
         [*facts_head, *(scheme + " *" * (scheme in marked) for scheme in edited_schemes)],
         [
             [
                 *facts(source),
                 *(
-                    " / ".join(cell(source, scheme, "auto", rate) for rate in EDIT_RATES[1:])
+                    " / ".join(cell(source, scheme, default[scheme], rate) for rate in EDIT_RATES[1:])
                     for scheme in edited_schemes
                 ),
             ]
