@@ -19,7 +19,7 @@ import numpy as np
 
 from assay.kernels.chacha import Words
 from assay.watermark.foreign import SALT_BYTES, ForeignConfig, packed, unpacked
-from assay.watermark.schemes import SchemeConfig, config_from
+from assay.watermark.schemes import SchemeConfig, config_from, newest
 
 KeyState = Literal["active", "retired", "revoked"]
 
@@ -206,9 +206,7 @@ class SecretKey:
             Scheme settings; default `GumbelConfig()`.
         """
         if config is None:
-            from assay.watermark.gumbel import GumbelConfig
-
-            config = GumbelConfig()
+            config = newest("gumbel")()
         return cls(secrets.token_bytes(32), id=id if id is not None else f"k-{secrets.token_hex(6)}", config=config)
 
     @classmethod
