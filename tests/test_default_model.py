@@ -117,3 +117,25 @@ def test_samples_end_and_read_as_words() -> None:
     text = " ".join(tokenizer.batch_decode(out[:, :200], skip_special_tokens=True)).lower()
     found = re.findall(r"[a-z]+", text)
     assert sum(word in words for word in found) / len(found) > 0.9
+
+
+def test_a_folder_without_a_usable_model_is_named(tmp_path: Path) -> None:
+    def refusal() -> str:
+        with pytest.raises(ValueError, match="model must be 'default', a folder that holds") as caught:
+            load_model(tmp_path)
+        assert repr(str(tmp_path)) in str(caught.value)
+        return str(caught.value)
+
+    assert "model_type" in refusal()
+    (tmp_path / "config.json").write_text("{bad")
+    assert "JSON" in refusal()
+    (tmp_path / "config.json").write_bytes((DEFAULT / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle could run code")
+    assert "no file named model.safetensors" in refusal()
+    (tmp_path / "model.safetensors").write_bytes((DEFAULT / "model.safetensors").read_bytes()[:1000])
+    assert "header" in refusal()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizer must be 'default', a folder that holds"):
+        load_tokenizer_for_generation(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer must be 'default', a folder or a hub id; there is no folder at"):
+        load_tokenizer_for_generation(tmp_path / "nowhere")

@@ -15,12 +15,12 @@ DEFAULT = Path(__file__).resolve().parent / "default"
 """Folder of the bundled model: config, safetensors weights, tokenizer.json and model card."""
 
 
-def _path(spec: str | os.PathLike[str] | None) -> str:
+def _path(spec: str | os.PathLike[str] | None, name: str) -> str:
     if spec is None or spec == "default":
         return str(DEFAULT)
     path = Path(spec)
     if not path.is_dir() and (str(spec).startswith((".", os.sep)) or len(Path(spec).parts) > 2):
-        raise ValueError(f"model must be 'default', a folder or a hub id; there is no folder at {str(spec)!r}.")
+        raise ValueError(f"{name} must be 'default', a folder or a hub id; there is no folder at {str(spec)!r}.")
     return str(spec)
 
 
@@ -42,12 +42,13 @@ def load_model(spec: Any = None, *, device: str | None = None, dtype: str = "flo
     MissingDependencyError
         If torch or transformers is not installed.
     ValueError
-        If there is no model at that path, or dtype is not one of the three.
+        If there is no usable model at that path or under that id, or dtype is not one of the three.
     """
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
         return spec
     try:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError as error:
@@ -55,11 +56,14 @@ def load_model(spec: Any = None, *, device: str | None = None, dtype: str = "flo
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype must be one of {sorted(dtypes)}, got {dtype!r}.")
+    path = _path(spec, "model")
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         # Only safetensors: a pickled checkpoint could run code.
-        model = AutoModelForCausalLM.from_pretrained(_path(spec), dtype=dtypes[dtype], use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtypes[dtype], use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(_unusable("model", spec, "config.json and model.safetensors", error)) from error
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -70,12 +74,33 @@ def load_model(spec: Any = None, *, device: str | None = None, dtype: str = "flo
 
 
 def load_tokenizer_for_generation(spec: str | os.PathLike[str] | None = None) -> PreTrainedTokenizerFast:
-    """The transformers tokenizer that belongs to `load_model(spec)`, for prompts and decoding."""
+    """The transformers tokenizer that belongs to `load_model(spec)`, for prompts and decoding.
+
+    Raises
+    ------
+    MissingDependencyError
+        If transformers is not installed.
+    ValueError
+        If there is no usable tokenizer at that path or under that id.
+    """
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingDependencyError("Models need torch and transformers: pip install 'assay[models]'.") from error
-    return AutoTokenizer.from_pretrained(_path(spec))
+    path = _path(spec, "tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # a damaged tokenizer.json raises KeyError or bare Exception
+        raise ValueError(_unusable("tokenizer", spec, "tokenizer.json", error)) from error
+
+
+def _unusable(name: str, spec: Any, holds: str, error: Exception) -> str:
+    """What was wrong with a spec: transformers' own message runs over many lines and names no argument."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"{name} must be 'default', a folder that holds {holds}, or a hub id that can be fetched, got {str(spec)!r}: "
+        f"{first}"
+    )
 
 
 __all__ = ["DEFAULT", "load_model", "load_tokenizer_for_generation"]
