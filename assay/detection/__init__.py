@@ -1,4 +1,25 @@
-"""Detection: exact tests of watermarks on documents and corpora."""
+"""Detection: exact tests of watermarks and of unmarked model text, on documents and corpora.
+
+Every module begins with its null law and the source. Where it is proved, and which test holds it to that:
+
+=====================================  =========================  ==================================================
+module                                 docs/explanation/          tests/detection/
+=====================================  =========================  ==================================================
+gumbel, tails                          tests-and-null-laws.md     test_gumbel_tests.py, test_tails.py
+convolution, pivot_score               tests-and-null-laws.md     test_convolution.py, test_pivot_score.py
+goodness_of_fit                        tests-and-null-laws.md     test_goodness_of_fit.py
+streaming, localisation                tests-and-null-laws.md     test_streaming.py, test_localisation.py
+inverse_transform, dual_gumbel         schemes.md                 test_inverse_transform_tests.py, test_dual_gumbel_tests.py
+payload_gumbel                         schemes.md                 test_payload_decoding.py
+bits: lists, tournament, dipmark       schemes.md                 test_bits.py, test_bit_schemes.py
+sequence                               sequence-watermark.md      test_sequence_tests.py
+hf_*, synthid_text, *_gumbel           deployed-marks.md          test_deployed_tests.py
+zero_shot                              zero-shot.md               zero_shot/
+multiplicity, combine                  tests-and-null-laws.md     test_multiplicity.py
+=====================================  =========================  ==================================================
+
+All of them on human text, under keys by the thousand: test_null_calibration.py, and ../conformance for every scheme.
+"""
 
 from __future__ import annotations
 
