@@ -40,6 +40,49 @@ def repeated(call: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
+def table(rows: int, vocabulary: int, kept: int | None, bandwidth: float, rounds: int) -> None:
+    """Time of every way on one shape; with `kept`, on logits of which top-k left so many."""
+    from assay.kernels import triton_sampling
+
+    contexts = np.random.default_rng(rows).integers(0, vocabulary, (rows, 4)).astype(np.uint32)
+    keys = triton_sampling.subkeys(KEY, contexts, "cuda")
+    logits = torch.randn(rows, vocabulary, device="cuda")
+    if kept is not None:
+        logits = logits.masked_fill(logits < logits.topk(kept).values[:, -1:], -torch.inf)
+    check(keys, contexts, logits)
+    ways: dict[str, Callable[[], object]] = {
+        "keyed sampler, whole rows": lambda: triton_sampling.winners(keys, logits),
+        "keyed sampler, survivors": lambda: triton_sampling.winners(keys, logits, truncated=True),
+        "softmax + multinomial": lambda: torch.multinomial(torch.softmax(logits, dim=1), 1),
+        "logits clone": lambda: logits.clone(),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for call in ways.values():
+        call()
+    for _ in range(rounds):
+        for name, call in ways.items():
+            taken[name].append(milliseconds(repeated(call)) / ROUNDS_PER_TIMING)
+    print(f"\nV={vocabulary} rows={rows}, float32 logits, {'all candidates' if kept is None else f'top-k {kept}'}")
+    for name, values in taken.items():
+        time = statistics.median(values)
+        share = logits.numel() * 4 / (time * 1e-3) / bandwidth
+        print(f"  {name:26s} {time * 1e3:9.1f} us   reading the logits at {100 * share:5.1f} % of the copy's rate")
+
+
+def check(keys: torch.Tensor, contexts: np.ndarray, logits: torch.Tensor) -> None:
+    """The first row's words are numpy's wherever they are computed, and both ways name the same winners."""
+    from assay.kernels import triton_sampling
+
+    expected = chacha.expand(KEY, contexts[:1], logits.shape[1])[0]
+    left = torch.isfinite(logits[0]).cpu().numpy()
+    found = []
+    for truncated in (False, True):
+        winners, words = triton_sampling.winners_and_words(keys, logits, truncated=truncated)
+        np.testing.assert_array_equal(words[0].cpu().numpy().view(np.uint32)[left], expected[left])
+        found.append(winners)
+    assert torch.equal(*found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
@@ -48,38 +91,13 @@ def main() -> None:
         sys.exit("gpu_sampling.py needs an NVIDIA GPU and torch with CUDA; none is available here.")
     import triton
 
-    from assay.kernels import triton_sampling
-
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {rounds} rounds")
     bandwidth = copy_bandwidth(rounds)
     print(f"copy: {bandwidth / 1e12:.2f} TB/s read and written")
-    rng = np.random.default_rng(0)
     for vocabulary in (50257, 128256):
         for rows in (1, 8, 64, 256):
-            contexts = rng.integers(0, vocabulary, (rows, 4)).astype(np.uint32)
-            keys = triton_sampling.subkeys(KEY, contexts, "cuda")
-            logits = torch.randn(rows, vocabulary, device="cuda")
-            _, words = triton_sampling.winners_and_words(keys, logits)
-            expected = chacha.expand(KEY, contexts[:1], vocabulary)
-            np.testing.assert_array_equal(words[:1].cpu().numpy().view(np.uint32), expected)
-            ways: dict[str, Callable[[], object]] = {
-                "keyed sampler": lambda k=keys, x=logits: triton_sampling.winners(k, x),
-                "softmax + multinomial": lambda x=logits: torch.multinomial(torch.softmax(x, dim=1), 1),
-                "logits clone": lambda x=logits: x.clone(),
-            }
-            taken = {name: [] for name in ways}
-            for call in ways.values():
-                call()
-            for _ in range(rounds):
-                for name, call in ways.items():
-                    taken[name].append(milliseconds(repeated(call)) / ROUNDS_PER_TIMING)
-            print(f"\nV={vocabulary} rows={rows}, float32 logits")
-            for name, values in taken.items():
-                time = statistics.median(values)
-                share = logits.numel() * 4 / (time * 1e-3) / bandwidth
-                print(
-                    f"  {name:24s} {time * 1e3:9.1f} us   reading the logits at {100 * share:5.1f} % of the copy's rate"
-                )
+            for kept in (None, 50, 1000):
+                table(rows, vocabulary, kept, bandwidth, rounds)
 
 
 if __name__ == "__main__":

@@ -57,15 +57,20 @@ SAMPLER = {
     "best_score": "*fp32",
     "best_id": "*i32",
     "words": "*i32",
+    "listed": "*i32",
+    "counts": "*i32",
     "vocabulary": "i32",
     "tiles": "i32",
+    "stride": "i32",
 }
+COMMON = {"BLOCKS": triton_sampling._BLOCKS, "FAST": True, "WORDS": False}
+WHOLE = {**COMMON, "TRUNCATED": False}
+SURVIVORS = {**COMMON, "LANES": triton_sampling._LANES, "PROGRAMS": triton_sampling._PROGRAMS}
 
 
 @pytest.mark.parametrize("card", CARDS)
 def test_sampler(card, tmp_path, monkeypatch):
-    constants = {"BLOCKS": 128, "FAST": True, "WORDS": False}
-    instructions, usage = build(triton_sampling.sampling_kernel, SAMPLER, constants, card, 4, tmp_path, monkeypatch)
+    instructions, usage = build(triton_sampling.sampling_kernel, SAMPLER, WHOLE, card, 4, tmp_path, monkeypatch)
     assert_no_spills(instructions, usage)
     # No loop: each of the 128 threads runs the listing once for its sixteen candidates.
     backward = [line for line in instructions if re.search(r"\bBRA\b", line)]
@@ -77,9 +82,37 @@ def test_sampler(card, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_count_would_notice_the_slow_logarithm(tmp_path, monkeypatch):
-    constants = {"BLOCKS": 128, "FAST": False, "WORDS": False}
+    constants = {**WHOLE, "FAST": False}
     instructions, _ = build(triton_sampling.sampling_kernel, SAMPLER, constants, 90, 4, tmp_path, monkeypatch)
     assert len(instructions) / 16 > 110
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", [80, 90])
+def test_sampler_of_truncated_rows(card, tmp_path, monkeypatch):
+    constants = {**WHOLE, "TRUNCATED": True}
+    instructions, usage = build(triton_sampling.sampling_kernel, SAMPLER, constants, card, 4, tmp_path, monkeypatch)
+    assert_no_spills(instructions, usage)
+    # The race and the listing of survivors stand one after the other; a thread runs one of them.
+    assert sum("MUFU.LG2" in line for line in instructions) == 32
+    assert len(instructions) / 16 <= 155
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_survivors(card, tmp_path, monkeypatch):
+    instructions, usage = build(triton_sampling.survivors_kernel, SAMPLER, SURVIVORS, card, 1, tmp_path, monkeypatch)
+    assert_no_spills(instructions, usage)
+    # One survivor per thread and pass. It may cost what sixteen candidates of a whole tile may: then listing at most a
+    # sixteenth of a tile never loses.
+    assert sum("MUFU.LG2" in line for line in instructions) == 2
+    assert len(instructions) <= 16 * 110
+
+
+@pytest.mark.slow
+def test_the_count_would_notice_two_survivors_per_thread(tmp_path, monkeypatch):
+    constants = {**SURVIVORS, "LANES": 64}
+    instructions, _ = build(triton_sampling.survivors_kernel, SAMPLER, constants, 90, 1, tmp_path, monkeypatch)
+    assert len(instructions) > 16 * 110
 
 
 @pytest.mark.slow

@@ -87,6 +87,75 @@ def test_small_race_times_keep_their_digits():
     assert times.min() < 2.0**-13
 
 
+def truncated(seed, rows, vocabulary, kept):
+    """Logits of which each is kept with the given probability."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, vocabulary, generator=generator)
+    logits[torch.rand(rows, vocabulary, generator=generator) > kept] = -torch.inf
+    logits[torch.arange(rows), torch.randint(0, vocabulary, (rows,), generator=generator)] = 1.0
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "blocks", "kept"), [(1, 1, 0.0), (17, 1, 0.5), (5003, 8, 0.01), (5003, 64, 0.0), (5003, 64, 0.03)]
+)
+def test_survivors_alone_are_given_words_and_race_as_if_all_were(vocabulary, blocks, kept):
+    rows = 2
+    logits = truncated(vocabulary + blocks, rows, vocabulary, kept)
+    keys = triton_sampling.subkeys(KEY, contexts(rows, 4), DEVICE)
+    found, words = triton_sampling.winners_and_words(keys, logits.to(DEVICE), truncated=True, blocks=blocks)
+    expected, left = chacha.expand(KEY, contexts(rows, 4), vocabulary), torch.isfinite(logits).numpy()
+    if vocabulary > 17:
+        assert left.sum() <= 0.04 * left.size  # few in every tile, so none is raced whole
+    np.testing.assert_array_equal(as_words(words)[left], expected[left])
+    if vocabulary > 17:
+        assert not as_words(words)[~left].any()
+    scores = logits.numpy().astype(np.float64) - np.log(race_times(expected))
+    np.testing.assert_array_equal(found.cpu().numpy(), scores.argmax(1))
+
+
+def test_a_tile_with_many_survivors_is_raced_whole():
+    # Tiles of 512 candidates: of the first all survive, of the second exactly the 32 that may be listed, of the third
+    # one more, of the fourth none. The winner stands in another one in each row.
+    logits = torch.full((3, 2048), -torch.inf)
+    logits[:, :512] = 0.0
+    logits[:, 512:1024:16] = 0.0
+    logits[:, [*range(1024, 1536, 16), 1535]] = 0.0
+    for row, place in enumerate((100, 512 + 160, 1024 + 320)):
+        logits[row, place] = 40.0
+    keys = triton_sampling.subkeys(KEY, contexts(3, 4), DEVICE)
+    found, words = triton_sampling.winners_and_words(keys, logits.to(DEVICE), truncated=True, blocks=32)
+    assert found.tolist() == [100, 512 + 160, 1024 + 320]
+    computed = as_words(words) != 0  # no word of these keys is 0
+    np.testing.assert_array_equal(computed.reshape(3, 4, 512).sum(2), [[512, 32, 512, 0]] * 3)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_ties_go_to_the_lowest_id(few):
+    # Equal words are found at V = 200,000 by the birthday paradox (about five pairs); equal logits then tie exactly,
+    # within a tile or across tiles.
+    expanded = chacha.expand(KEY, contexts(1, 4), 200_000)[0]
+    order = np.argsort(expanded, kind="stable")
+    (equal,) = np.nonzero(np.diff(expanded[order]) == 0)
+    assert len(equal) > 0
+    low, high = sorted(order[equal[0] : equal[0] + 2].tolist())
+    logits = torch.full((1, 200_000), -torch.inf, device=DEVICE)
+    logits[0, [low, high]] = 0.5
+    keys = triton_sampling.subkeys(KEY, contexts(1, 4), DEVICE)
+    blocks = 2048 if DEVICE == "cpu" else 128
+    assert triton_sampling.winners(keys, logits, truncated=few, blocks=blocks).item() == low
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_rows_that_cannot_be_drawn_from_have_no_winner(few):
+    logits = torch.full((5, 600), -torch.inf)
+    logits[:, 300] = 0.0
+    logits[1, 17], logits[2, 599], logits[3, 300] = torch.nan, torch.inf, -torch.inf
+    keys = triton_sampling.subkeys(KEY, contexts(5, 4), DEVICE)
+    found = triton_sampling.winners(keys, logits.to(DEVICE), truncated=few, blocks=64)
+    assert found.tolist() == [300, -1, -1, -1, 300]
+
+
 def test_bad_arguments_are_refused():
     keys = torch.zeros(2, 8, dtype=torch.int32)
     for bad_keys, bad_logits in [
@@ -94,22 +163,26 @@ def test_bad_arguments_are_refused():
         (keys.long(), torch.zeros(2, 5)),
         (keys, torch.zeros(5, 2).T),
         (keys, torch.zeros(2)),
+        (keys, torch.zeros(2, 0)),
     ]:
-        with pytest.raises(ValueError, match="logits must be contiguous with shape"):
-            triton_sampling.winners(bad_keys, bad_logits)
+        for few in (False, True):
+            with pytest.raises(ValueError, match="logits must be contiguous with shape"):
+                triton_sampling.winners(bad_keys, bad_logits, truncated=few)
 
 
 def test_no_rows():
     keys = triton_sampling.subkeys(KEY, contexts(0, 4), DEVICE)
-    assert triton_sampling.winners(keys, torch.zeros(0, 10, device=DEVICE)).shape == (0,)
+    for few in (False, True):
+        assert triton_sampling.winners(keys, torch.zeros(0, 10, device=DEVICE), truncated=few).shape == (0,)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="4000 programs take an hour in the interpreter; exact winners are tested")
-def test_winners_have_the_law_of_the_softmax():
+@pytest.mark.parametrize("few", [False, True])
+def test_winners_have_the_law_of_the_softmax(few):
     # 4000 keys, 8 candidates: chi-square with 7 degrees of freedom, false alarm 1e-4 at 29.9; the seed is fixed.
     logits = torch.log(torch.tensor([0.3, 0.2, 0.15, 0.1, 0.1, 0.08, 0.05, 0.02])).repeat(4000, 1)
     keys = torch.from_numpy(chacha.subkeys(KEY, contexts(4000, 4)).view(np.int32)).to(DEVICE)
-    found = triton_sampling.winners(keys, logits.to(DEVICE), blocks=1)
+    found = triton_sampling.winners(keys, logits.to(DEVICE), truncated=few, blocks=8 if few else 1)
     counts = np.bincount(found.cpu().numpy(), minlength=8)
     expected = 4000 * torch.softmax(logits[0], 0).numpy()
     assert ((counts - expected) ** 2 / expected).sum() < 29.9
