@@ -9,7 +9,8 @@ gumbel, tails                          tests-and-null-laws.md     test_gumbel_te
 convolution, pivot_score               tests-and-null-laws.md     test_convolution.py, test_pivot_score.py
 goodness_of_fit                        tests-and-null-laws.md     test_goodness_of_fit.py
 streaming, localisation                tests-and-null-laws.md     test_streaming.py, test_localisation.py
-inverse_transform, dual_gumbel         schemes.md                 test_inverse_transform_tests.py, test_dual_gumbel_tests.py
+inverse_transform                      schemes.md                 test_inverse_transform_tests.py
+dual_gumbel                            schemes.md                 test_dual_gumbel_tests.py
 payload_gumbel                         schemes.md                 test_payload_decoding.py
 bits: lists, tournament, dipmark       schemes.md                 test_bits.py, test_bit_schemes.py
 sequence                               sequence-watermark.md      test_sequence_tests.py
