@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 
 from assay.detection.corpus import run
+from assay.detection.corpus.key_tests import DetectionKey, KeyTests
 from assay.detection.corpus.reading import Columns, read
 from assay.detection.corpus.shards import cut
 from assay.detection.corpus.sources import find_inputs
-from assay.detection.corpus.worker import DetectionKey, Setup, shard_results, write_shard
+from assay.detection.corpus.subject import Setup
+from assay.detection.corpus.worker import shard_results, write_shard
 from assay.detection.text import load_tokenizer
 from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keys import SecretKey, use_key
@@ -90,11 +92,12 @@ class Tested:
 
     def __init__(self, setup: bytes) -> None:
         self.setup = pickle.loads(setup)
+        self.test = self.setup.tests.open()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Test and write the shards of a batch."""
         shards = [pickle.loads(data) for data in batch["shard"]]
-        records = [write_shard(shard, *shard_results(shard, self.setup), self.setup.folder) for shard in shards]
+        records = [write_shard(shard, *shard_results(shard, self.test), self.setup) for shard in shards]
         return {"documents": np.array([record.documents for record in records])}
 
 
@@ -103,7 +106,7 @@ def with_ray_data(corpus: Path, out: Path, workers: int, shard_rows: int) -> Non
     import ray
 
     out.mkdir()
-    setup = Setup(load_tokenizer(), (DetectionKey(KEY.id, KEY.config, use_key(KEY)),), out)
+    setup = Setup(KeyTests(load_tokenizer(), (DetectionKey(KEY.id, KEY.config, use_key(KEY)),)), out)
     rows = read(find_inputs([corpus]), Columns())
     shards = [{"shard": pickle.dumps(s)} for s in cut(rows, first=0, max_rows=shard_rows, max_characters=4_000_000)]
     data = ray.data.from_items(shards, override_num_blocks=len(shards))

@@ -21,7 +21,8 @@ from assay.detection.corpus import RunSummary, engine, ledger, pool, run
 from assay.detection.corpus.ledger import open_ledger, write_atomically
 from assay.detection.corpus.pool import Lost
 from assay.detection.corpus.shards import Shard
-from assay.detection.corpus.worker import Setup, shard_results, write_shard
+from assay.detection.corpus.subject import Setup
+from assay.detection.corpus.worker import shard_results, write_shard
 from assay.watermark.keys import SecretKey
 
 MakeKey = Callable[..., SecretKey]
@@ -36,9 +37,10 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test shards in this process, in an order that is not theirs, so that a crash can be put at any step."""
 
     def work(shards: Iterator[Shard], setup: Setup, count: int) -> Iterator[Any]:
+        test = setup.tests.open()
         for pair in iter(lambda: list(itertools.islice(shards, 2)), []):
             for shard in reversed(pair):
-                yield write_shard(shard, *shard_results(shard, setup), setup.folder)
+                yield write_shard(shard, *shard_results(shard, test), setup)
 
     monkeypatch.setattr(pool, "work", work)
 
@@ -273,7 +275,9 @@ def test_a_finished_run_is_not_repeated_unless_its_output_changed(
     expected = outcome(out)
     with monkeypatch.context() as patch:
         patch.setattr(pool, "work", lambda *args: pytest.fail("tested again"))
-        assert test_it(out) == first
+        again = test_it(out)
+        assert again == first
+        assert (first.already_finished, again.already_finished) == (False, True)
     for name in ("results.parquet", "rejects.jsonl", "inputs.jsonl", "summary.json"):
         (out / name).write_bytes(b"something else")
         test_it(out)
@@ -297,6 +301,17 @@ def test_a_run_begun_with_something_else_is_refused(
     with pytest.raises(RunError, match=f"mixed: {message}. Run the command it was begun with, choose another --out"):
         test_it(out, **change)
     assert test_it(out, workers=3, progress=True).documents == 19  # these two change nothing
+
+
+@pytest.mark.usefixtures("in_process")
+def test_another_rate_alone_needs_no_new_run(tmp_path: Path, test_it: Callable[..., RunSummary]) -> None:
+    out = tmp_path / "out"
+    test_it(out)
+    message = rf"fdr was 0\.01 and is 0\.2\. No text .* qvalue is at most 0\.2, or run `assay report {out} --fdr 0\.2"
+    with pytest.raises(RunError, match=message):
+        test_it(out, fdr=0.2)
+    with pytest.raises(RunError, match=r"would be mixed: options\.fdr was 0\.01 and is 0\.2; options\.shard_rows"):
+        test_it(out, fdr=0.2, shard_rows=5)
 
 
 @pytest.mark.usefixtures("in_process")

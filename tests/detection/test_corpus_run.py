@@ -26,7 +26,9 @@ import assay
 from assay._errors import RunError
 from assay.cli import app
 from assay.detection.corpus import RunSummary, pool, run, worker
+from assay.detection.corpus.key_tests import KeyTests
 from assay.detection.corpus.shards import Shard
+from assay.detection.corpus.subject import Setup
 from assay.detection.gumbel import documents_test
 from assay.detection.multiplicity import benjamini_hochberg
 from assay.detection.text import load_tokenizer
@@ -111,9 +113,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test shards in this process: for tests of what comes out, which the processes do not change."""
 
-    def work(shards: Iterator[Shard], setup: worker.Setup, count: int) -> Iterator[Any]:
+    def work(shards: Iterator[Shard], setup: Setup, count: int) -> Iterator[Any]:
+        test = setup.tests.open()
         for shard in shards:
-            yield worker.write_shard(shard, *worker.shard_results(shard, setup), setup.folder)
+            yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
 
     monkeypatch.setattr(pool, "work", work)
 
@@ -215,15 +218,15 @@ def test_very_small_p_values_survive(tmp_path: Path, make_key: MakeKey) -> None:
 def test_documents_that_cannot_be_tested_do_not_spoil_the_others(
     tmp_path: Path, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = worker.text_results
+    original = KeyTests.results
 
-    def text_results(texts: list[str], setup: worker.Setup) -> dict[str, Any]:
+    def results(self: KeyTests, texts: list[str]) -> dict[str, Any]:
         for text in texts:
             if "PANIC" in text:
                 raise BaseException(f"the tokenizer library panics, and quotes {text!r}")
-        return original(texts, setup)
+        return original(self, texts)
 
-    monkeypatch.setattr(worker, "text_results", text_results)
+    monkeypatch.setattr(KeyTests, "results", results)
     write_documents(tmp_path / "a.jsonl", ["good"] * 5 + ["PANIC now"] + ["good"] * 5)
     summary = run([tmp_path / "a.jsonl"], make_key(1), out=tmp_path / "out")
     assert (summary.documents, summary.rejects) == (10, 1)
@@ -272,17 +275,50 @@ def test_workers_that_cannot_start_end_the_run(
         run([tmp_path / "a.jsonl"], make_key(1), out=tmp_path / "out")
 
 
+def test_what_a_worker_refuses_ends_the_run_with_its_message(
+    tmp_path: Path, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sabotage(monkeypatch, "raise ValueError('there is no model at that place.')")
+    write_documents(tmp_path / "a.jsonl", ["x"])
+    with pytest.raises(RunError, match=r"^there is no model at that place\.$"):
+        run([tmp_path / "a.jsonl"], make_key(1), out=tmp_path / "out", workers=1)
+    assert capfd.readouterr().err == ""
+
+
+def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pool._start(b"", "GPU-7")
+    try:
+        environment = Path(f"/proc/{real.process.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        real.process.kill()
+        real.process.wait()
+        real.connection.close()
+    assert b"CUDA_VISIBLE_DEVICES=GPU-7" in environment
+
+    monkeypatch.setattr(pool, "_start", lambda setup, gpu: pool._Worker(*[None] * 2, gpu))  # type: ignore[list-item]
+    five = pool.Pool(iter(()), b"", 5, ["a", "b"])
+    five.waiting.extend(Shard(index) for index in range(5))
+    five._hand_out()
+    assert [worker.gpu for worker in five.workers] == ["a", "b", "a", "b", "a"]
+    del five.workers[2], five.workers[0]  # two died; the others started long ago
+    for survivor in five.workers:
+        survivor.ready = True
+        survivor.shard = Shard(9)
+    five._hand_out()
+    assert [worker.gpu for worker in five.workers[3:]] == ["a", "a"]
+
+
 def sabotage(monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
     """Run a statement on each text in the workers before it is tested."""
     patch = f"""
 import os
-from assay.detection.corpus import worker
-original = worker.text_results
-def text_results(texts, setup):
+from assay.detection.corpus.key_tests import KeyTests
+original = KeyTests.results
+def results(self, texts):
     for text in texts:
         {statement}
-    return original(texts, setup)
-worker.text_results = text_results
+    return original(self, texts)
+KeyTests.results = results
 """
     head, tail = pool._COMMAND.split("from assay.detection.corpus.worker import main")
     monkeypatch.setattr(pool, "_COMMAND", f"{head}{patch}\nfrom assay.detection.corpus.worker import main{tail}")
@@ -409,6 +445,16 @@ def test_unmarked_corpora_of_shared_passages_are_rarely_flagged(human_text: str,
 
 
 @pytest.mark.usefixtures("in_process")
+def test_files_of_other_formats_are_counted(tmp_path: Path, make_key: MakeKey) -> None:
+    (tmp_path / "corpus").mkdir()
+    write_documents(tmp_path / "corpus/a.jsonl", ["x"])
+    for name in ("notes.docx", "old.txt.gz", ".hidden"):
+        (tmp_path / "corpus" / name).write_bytes(b"x")
+    run(tmp_path / "corpus", make_key(1), out=tmp_path / "out")
+    assert RunSummary.read(tmp_path / "out").files_skipped == 2
+
+
+@pytest.mark.usefixtures("in_process")
 def test_files_without_documents(tmp_path: Path, make_key: MakeKey) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(RunError, match="the 1 input files hold no document"):
@@ -510,6 +556,22 @@ def test_control_c_leaves_a_run_that_resumes(tmp_path: Path, command: Callable[.
     code, output, _ = finish(command(*arguments))
     assert code == 0
     assert (json.loads(output)["documents"], json.loads(output)["resumed"]) == (600, True)
+
+
+@pytest.mark.parametrize("delay", [0, 0.15, 0.4])
+def test_control_c_while_workers_start_is_one_line(tmp_path: Path, command: Callable[..., Any], delay: float) -> None:
+    write_documents(tmp_path / "a.jsonl", ["text " * 500] * 2000)
+    process = command("a.jsonl", "--key", "test-1", "--out", "results", "--workers", "1", start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():
+        assert process.poll() is None
+    time.sleep(delay)  # the worker is to be hit before, in and after its imports, where it would show a traceback
+    os.killpg(process.pid, signal.SIGINT)
+    code, output, messages = finish(process)
+    assert (code, output) == (130, "")
+    warning, *rest = messages.splitlines()
+    assert "not encrypted" in warning
+    assert rest == ["interrupted; the same command resumes the run in results"]
 
 
 def test_progress_on_a_terminal(tmp_path: Path, command: Callable[..., Any]) -> None:

@@ -67,10 +67,21 @@ def test_links_and_pipes(tree: Path) -> None:
     os.symlink("b.txt", tree / "c/twin.txt")
     found = {file.name: file for file in find_inputs(["c"])}
     assert "c/pipe.txt" not in found
+    assert "c/pipe.txt" not in names("c/*.txt")
     assert "c/twin.txt" not in found  # b.txt under another name
     assert found["c/link.txt"].size == -1
     with pytest.raises(RunError, match=r"got 'c/pipe\.txt'"):
         find_inputs(["c/pipe.txt"])
+
+
+@pytest.mark.usefixtures("tree")
+def test_files_of_other_formats_are_reported_once() -> None:
+    Path("c/results").mkdir()
+    for name in ("c/results/ours.md", "c/d/essay.txt.gz"):
+        Path(name).write_bytes(b"x")
+    left_out: list[str] = []
+    assert names("c", "c/*", "single.txt", exclude=Path("c/results"), skipped=left_out.append) == [*WHOLE, "single.txt"]
+    assert [Path(name).name for name in left_out] == ["essay.txt.gz", "readme.md"]
 
 
 def test_names_that_are_not_utf8(tree: Path) -> None:
@@ -86,7 +97,7 @@ def test_names_that_are_not_utf8(tree: Path) -> None:
         (["c/*.csv"], "pattern 'c/\\*.csv' matches nothing"),
         (["c/readme.md"], r"end in \.txt, .* got 'c/readme.md'"),
         ([], "found none in an empty list"),
-        (["c/*.md"], r"found none in 'c/\*\.md'.*Looked for files that end in \.txt"),
+        (["c/*.md"], r"found none in 'c/\*\.md' among 1 files\..*Looked for files that end in \.txt"),
     ],
 )
 def test_refused(paths: list[str], message: str) -> None:

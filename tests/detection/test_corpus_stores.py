@@ -21,6 +21,7 @@ from assay.detection.corpus import pool, run, stores, worker
 from assay.detection.corpus.reading import Columns, Document, Reject, read
 from assay.detection.corpus.shards import Shard
 from assay.detection.corpus.sources import check_unchanged, find_inputs
+from assay.detection.corpus.subject import Setup
 from assay.watermark.keys import SecretKey
 
 MakeKey = Callable[..., SecretKey]
@@ -107,9 +108,10 @@ def upload(store: Any, folder: Path) -> None:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test shards in this process; the workers never see a store."""
 
-    def work(shards: Iterator[Shard], setup: worker.Setup, count: int) -> Iterator[Any]:
+    def work(shards: Iterator[Shard], setup: Setup, count: int) -> Iterator[Any]:
+        test = setup.tests.open()
         for shard in shards:
-            yield worker.write_shard(shard, *worker.shard_results(shard, setup), setup.folder)
+            yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
 
     monkeypatch.setattr(pool, "work", work)
 

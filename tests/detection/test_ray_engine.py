@@ -26,11 +26,12 @@ from typer.testing import CliRunner
 from assay._errors import RunError
 from assay.cli import app
 from assay.detection.corpus import pool, ray_engine, run
+from assay.detection.corpus.key_tests import DetectionKey, KeyTests
 from assay.detection.corpus.ledger import ShardRecord
 from assay.detection.corpus.pool import Lost
 from assay.detection.corpus.reading import Document
 from assay.detection.corpus.shards import Shard
-from assay.detection.corpus.worker import DetectionKey, Setup
+from assay.detection.corpus.subject import Setup
 from assay.detection.text import load_tokenizer
 from assay.watermark.keyring import Keyring
 from assay.watermark.keys import SecretKey, use_key
@@ -45,16 +46,16 @@ LIMIT_S = 240
 @pytest.fixture
 def setup(make_key: MakeKey, tmp_path: Path) -> Setup:
     key = make_key(1)
-    return Setup(load_tokenizer(), (DetectionKey(key.id, key.config, use_key(key)),), tmp_path)
+    return Setup(KeyTests(load_tokenizer(), (DetectionKey(key.id, key.config, use_key(key)),)), tmp_path)
 
 
 def shard_of(index: int, *texts: str) -> Shard:
     return Shard(index, [Document(0, row, 1, "a", f"a:{row}", "a", text) for row, text in enumerate(texts, 1)])
 
 
-def test_only_the_slot_that_was_meant_can_read_the_keys(setup: Setup, tmp_path: Path) -> None:
+def test_only_the_slot_that_was_meant_can_read_the_keys(setup: Setup, tmp_path: Path, make_key: MakeKey) -> None:
     pickled = pickle.dumps(setup)
-    words = setup.keys[0].words.tobytes()
+    words = use_key(make_key(1)).tobytes()
     assert words in pickled  # the search below would find them
     slot, other = ray_engine.Slot(), ray_engine.Slot()
     sealed = ray_engine.seal(pickled, slot.introduce()[1])
@@ -438,13 +439,13 @@ def test_documents_that_kill_their_worker_are_the_same_rejects(
     head, tail = pool._COMMAND.split("from assay.detection.corpus.worker import main")
     sabotaged = f"""{head}
 import os
-from assay.detection.corpus import worker
-original = worker.text_results
-def text_results(texts, setup):
+from assay.detection.corpus.key_tests import KeyTests
+original = KeyTests.results
+def results(self, texts):
     if "poison" in texts:
         os.kill(os.getpid(), 9)
-    return original(texts, setup)
-worker.text_results = text_results
+    return original(self, texts)
+KeyTests.results = results
 from assay.detection.corpus.worker import main{tail}"""
 
     def poison() -> None:  # nested, so that Ray carries its code and not the name of this module

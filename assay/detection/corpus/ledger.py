@@ -189,7 +189,7 @@ def _resume(out: Path, folder: Path, pins: dict[str, Any], listing: bytes) -> Le
     rows, whole = _valid_rows(path)
     if not rows or rows[0].get("kind") != "run":
         return None
-    _compare(out, folder, rows[0], pins, listing)
+    _compare(out, folder, rows[0], pins, listing, finished=rows[-1]["kind"] == "finished")
     ledger = Ledger(folder, rows[0]["started"], _manifest=_open_manifest(folder))
     os.ftruncate(ledger._manifest, whole)
     for row in rows[1:]:
@@ -224,7 +224,9 @@ def _valid_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, whole
 
 
-def _compare(out: Path, folder: Path, header: dict[str, Any], pins: dict[str, Any], listing: bytes) -> None:
+def _compare(
+    out: Path, folder: Path, header: dict[str, Any], pins: dict[str, Any], listing: bytes, *, finished: bool
+) -> None:
     if header.get("schema") != SCHEMA:
         raise RunError(
             f"out: {str(out)!r} was begun by a version of Assay whose ledger this one does not read "
@@ -238,6 +240,13 @@ def _compare(out: Path, folder: Path, header: dict[str, Any], pins: dict[str, An
     ]
     if header["pins"]["inputs"] != pins["inputs"]:
         changes += _changed_inputs((folder / "inputs.jsonl").read_bytes(), listing)
+    if finished and len(changes) == 1 and before["options.fdr"] != now["options.fdr"]:
+        fdr = now["options.fdr"]
+        by_report = f", or run `assay report {out} --fdr {fdr} --out REPORT`" if "keys" in pins else ""
+        raise RunError(
+            f"out: {str(out)!r} holds a finished run with another rate: {changes[0]}. No text needs to be tested again: "
+            f"take the rows of results.parquet whose qvalue is at most {fdr}{by_report}."
+        )
     if changes:
         raise RunError(
             f"out: {str(out)!r} was begun with something else, and its results would be mixed: {'; '.join(changes)}. "

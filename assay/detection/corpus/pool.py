@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import cast
@@ -21,14 +22,18 @@ from typing import cast
 from assay._errors import RunError
 from assay.detection.corpus.ledger import ShardRecord
 from assay.detection.corpus.shards import Shard
-from assay.detection.corpus.worker import Setup
+from assay.detection.corpus.subject import Setup
+from assay.detection.corpus.worker import Refusal
 
 # The setup is taken off the socket before the slow imports, so that the parent is not held up.
 _COMMAND = """
 import sys
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
-setup = connection.recv_bytes()
+try:
+    setup = connection.recv_bytes()
+except (EOFError, OSError):
+    raise SystemExit  # the parent was stopped in the middle of starting this process
 from assay.detection.corpus.worker import main
 main(connection, setup, int(sys.argv[2]))
 """
@@ -49,11 +54,12 @@ class Lost:
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection[object, object]
+    gpu: str | None = None
     ready: bool = False
     shard: Shard | None = None
 
 
-def _start(setup: bytes) -> _Worker:
+def _start(setup: bytes, gpu: str | None) -> _Worker:
     ours, theirs = socket.socketpair()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
@@ -62,7 +68,9 @@ def _start(setup: bytes) -> _Worker:
         **dict.fromkeys(_SINGLE_THREADED, "1"),
     }
     environment.pop("ASSAY_PASSPHRASE", None)  # no business of theirs
-    with theirs:
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    with theirs, _no_interrupts():
         process = subprocess.Popen(  # noqa: S603  # our own interpreter with a constant program
             [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],
             env=environment,
@@ -70,19 +78,33 @@ def _start(setup: bytes) -> _Worker:
             stdout=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
         )
-    worker = _Worker(process, Connection(ours.detach()))
+    worker = _Worker(process, Connection(ours.detach()), gpu)
     with contextlib.suppress(ConnectionError):  # it died; its connection reports that like every death
         worker.connection.send_bytes(setup)
     return worker
 
 
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, which reaches the whole group: the parent alone decides what it means.
+
+    A process inherits what its parent blocks, and so not even its first imports can be interrupted.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Pool:
     """Worker processes and what they hold, made by `work` or by a slot of a cluster; `setup` is a pickled `Setup`."""
 
-    def __init__(self, shards: Iterator[Shard], setup: bytes, count: int) -> None:
+    def __init__(self, shards: Iterator[Shard], setup: bytes, count: int, gpus: Sequence[str] = ()) -> None:
         self.shards = shards
         self.setup = setup
         self.count = count
+        self.gpus = gpus
         self.workers: list[_Worker] = []
         self.waiting: deque[Shard] = deque()
         self.exhausted = False
@@ -127,7 +149,14 @@ class Pool:
                     worker.connection.send(worker.shard)
         starting = sum(not worker.ready for worker in self.workers)
         for _ in range(min(len(self.waiting) - starting, self.count - len(self.workers))):
-            self.workers.append(_start(self.setup))
+            self.workers.append(_start(self.setup, self._gpu()))
+
+    def _gpu(self) -> str | None:
+        """The GPU that the fewest workers use."""
+        if not self.gpus:
+            return None
+        used = [worker.gpu for worker in self.workers]
+        return min(self.gpus, key=used.count)
 
     def _receive(self, worker: _Worker) -> ShardRecord | Lost | None:
         try:
@@ -137,10 +166,8 @@ class Pool:
         if answer == "ready":
             worker.ready = True
             return None
-        if isinstance(answer, str):
-            raise RunError(
-                f"a shard could not be written: {answer}. Once the cause is gone, the same command resumes the run."
-            )
+        if isinstance(answer, Refusal):
+            raise RunError(answer.message)
         worker.shard = None
         return cast(ShardRecord, answer)
 
@@ -171,7 +198,9 @@ class Pool:
             worker.connection.close()
 
 
-def work(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRecord | Lost, None, None]:
+def work(
+    shards: Iterator[Shard], setup: Setup, count: int, gpus: Sequence[str] = ()
+) -> Generator[ShardRecord | Lost, None, None]:
     """Test shards in worker processes.
 
     Parameters
@@ -182,6 +211,8 @@ def work(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRe
         Given to every worker.
     count
         Largest number of processes; they start as shards come.
+    gpus
+        Values of CUDA_VISIBLE_DEVICES, shared out evenly among the processes; none: leave it as it is.
 
     Yields
     ------
@@ -192,7 +223,7 @@ def work(shards: Iterator[Shard], setup: Setup, count: int) -> Generator[ShardRe
     RunError
         If a shard's files cannot be written or workers cannot start.
     """
-    pool = Pool(shards, pickle.dumps(setup), count)
+    pool = Pool(shards, pickle.dumps(setup), count, gpus)
     try:
         yield from pool.answers()
     finally:

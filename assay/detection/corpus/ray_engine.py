@@ -17,7 +17,7 @@ import secrets
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from assay._errors import MissingDependencyError, RunError
 from assay.detection.corpus.ledger import ShardRecord
 from assay.detection.corpus.pool import Lost, Pool
 from assay.detection.corpus.shards import Shard
-from assay.detection.corpus.worker import Setup
+from assay.detection.corpus.subject import Setup
 
 _STARTS = 3  # slots in a row, beyond all that a lost machine may take at once, that may fail before the run gives up
 _LOSSES = 4  # slots that a shard may lose with their machines; more than the 2 worker processes that it may kill itself
@@ -38,7 +38,7 @@ _HPKE_INFO = b"assay corpus worker setup v1"
 
 
 class Slot:
-    """One CPU of the cluster: an actor that hands shards to a worker process beside it."""
+    """One CPU of the cluster, and one GPU where a model needs it: an actor that feeds a worker process beside it."""
 
     def __init__(self) -> None:
         self._private = X25519PrivateKey.generate()
@@ -97,8 +97,10 @@ class _Cluster:
         self.setup = pickle.dumps(setup)
         self.count = count
         self.sign = str(sign)
+        # Ray names the GPU to the slot in CUDA_VISIBLE_DEVICES, which its worker process inherits.
+        gpu = {"num_gpus": 1} if setup.tests.device == "cuda" else {}
         # No retries by Ray: it would repeat shards that the ledger no longer asks for.
-        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Slot)
+        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, **gpu)(Slot)
         self.held: list[_Held] = []
         self.waiting: deque[Shard] = deque()
         self.exhausted = False
@@ -199,7 +201,8 @@ def work(
     setup
         Given to every slot; its folder must be shared by all machines.
     count
-        Largest number of slots, each of one CPU; None: the CPUs of the cluster when the run starts.
+        Largest number of slots, each of one CPU; None: the CPUs of the cluster when the run starts. Slots whose model
+        runs on a GPU have one each, and are never more than the GPUs.
     address
         As `ray.init` takes it. None: the connection that the caller has; else RAY_ADDRESS; else a cluster on this
         machine for the time of the run.
@@ -212,22 +215,30 @@ def work(
     Raises
     ------
     RunError
-        If the cluster cannot be reached, its machines lack the folder or have another version of Assay, a shard's files
-        cannot be written, or workers cannot start.
+        If the cluster cannot be reached, has no GPU where one was asked for, its machines lack the folder or have
+        another version of Assay, a shard's files cannot be written, or workers cannot start.
     MissingDependencyError
         Without Ray.
     """
     setup = replace(setup, folder=setup.folder.resolve())  # the slots work in other directories
     with _connected(count, address) as ray, _signed(setup.folder) as sign:
-        cluster = _Cluster(ray, shards, setup, count or _cpus(ray), sign)
+        setup, count = _placed(setup, count, ray.cluster_resources())
+        cluster = _Cluster(ray, shards, setup, count, sign)
         try:
             yield from cluster.answers()
         finally:
             cluster.close()
 
 
-def _cpus(ray: Any) -> int:
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+def _placed(setup: Setup, count: int | None, resources: Mapping[str, float]) -> tuple[Setup, int]:
+    """The setup with its device, and the number of slots: a model runs on GPUs where the cluster has some."""
+    device, gpus = setup.tests.device, int(resources.get("GPU", 0))
+    if device == "cuda" and not gpus:
+        raise RunError("device: the cluster has no GPU. Choose device='cpu' or 'auto'.")
+    if device in ("auto", "cuda") and gpus:
+        return setup.on("cuda"), min(count or gpus, gpus)
+    slots = count or max(1, int(resources.get("CPU", 1)))
+    return (setup if device is None else setup.on("cpu")), slots
 
 
 @contextlib.contextmanager

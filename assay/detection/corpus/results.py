@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,12 @@ class RunSummary:
         Sums over the documents.
     inputs
         Input files; `inputs.jsonl` names them with size and SHA-256.
+    files_skipped
+        Files in the folders named whose names end in no format that is read; hidden ones are not counted.
     keys
-        Public description of each key tested; see `KeyInfo.to_dict`.
+        Public description of each key tested; see `KeyInfo.to_dict`. Empty where no key was.
+    calibration
+        Id of the calibration, where that is what documents were tested against.
     tokenizer
         Its name and sha256.
     options
@@ -70,6 +74,8 @@ class RunSummary:
         Of the shards tested since the last start, over `seconds`.
     out
         The output folder; not in `summary.json`, which may be moved.
+    already_finished
+        Whether the call that returned this found the run finished and tested nothing; not in `summary.json`.
     """
 
     documents: int
@@ -80,7 +86,9 @@ class RunSummary:
     n_tokens: int
     n_scored: int
     inputs: int
+    files_skipped: int = 0
     keys: tuple[dict[str, Any], ...]
+    calibration: str | None = None
     tokenizer: dict[str, str]
     options: dict[str, Any]
     null: str
@@ -92,6 +100,7 @@ class RunSummary:
     documents_per_second: float
     tokens_per_second: float
     out: Path
+    already_finished: bool = field(default=False, compare=False)
 
     @property
     def exit_code(self) -> int:
@@ -100,7 +109,8 @@ class RunSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict, without the folder."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "out"}
+        here = ("out", "already_finished")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in here}
         return {"schema": SCHEMA, **values, "keys": list(self.keys), "assumptions": list(self.assumptions)}
 
     @classmethod
@@ -135,7 +145,13 @@ class Combined:
 
 
 def combine(
-    ledger: Ledger, out: Path, inputs: Sequence[InputFile], *, fdr: float, metadata: dict[str, str]
+    ledger: Ledger,
+    out: Path,
+    inputs: Sequence[InputFile],
+    *,
+    columns: Mapping[str, type],
+    fdr: float,
+    metadata: dict[str, str],
 ) -> Combined:
     """Write `results.parquet`, `rejects.jsonl` and `inputs.jsonl` from the finished shards.
 
@@ -145,6 +161,8 @@ def combine(
     ----------
     ledger
         With every shard finished.
+    columns
+        Of the shards, from `worker.all_columns`.
     fdr
         Level of the flags, in (0, 1).
     metadata
@@ -158,7 +176,7 @@ def combine(
     records = [ledger.shards[index] for index in range(len(ledger.shards))]
     log_qvalues = benjamini_hochberg(_log_pvalues(ledger, records))
     flags = log_qvalues <= math.log(fdr)
-    n_scored = _write_results(ledger, records, out / "results.parquet", log_qvalues, flags, metadata)
+    n_scored = _write_results(ledger, records, out / "results.parquet", columns, log_qvalues, flags, metadata)
     reasons = _write_rejects(ledger, records, out / "rejects.jsonl")
     _write_inputs(ledger, inputs, out / "inputs.jsonl")
     names = ("results.parquet", "rejects.jsonl", "inputs.jsonl")
@@ -187,6 +205,7 @@ def _write_results(
     ledger: Ledger,
     records: Sequence[ShardRecord],
     path: Path,
+    columns: Mapping[str, type],
     log_qvalues: npt.NDArray[np.float64],
     flags: npt.NDArray[np.bool_],
     metadata: dict[str, str],
@@ -195,10 +214,10 @@ def _write_results(
     import pyarrow as pa
     from pyarrow import parquet
 
-    from assay.detection.corpus.worker import shard_schema
+    from assay.detection.corpus.worker import arrow_schema
 
     added = [("log_qvalue", pa.float64()), ("qvalue", pa.float64()), ("flagged", pa.bool_())]
-    schema = pa.schema([*shard_schema(), *(pa.field(*column) for column in added)], metadata=metadata)
+    schema = pa.schema([*arrow_schema(columns), *(pa.field(*column) for column in added)], metadata=metadata)
     n_scored = start = 0
     with (
         writing_atomically(path) as temporary,
@@ -209,8 +228,8 @@ def _write_results(
             rows = slice(start, start + group.num_rows)
             start += group.num_rows
             log_q = log_qvalues[rows]
-            columns = [*group.columns, pa.array(log_q), pa.array(np.exp(log_q)), pa.array(flags[rows])]
-            writer.write_table(pa.table(columns, schema=schema), row_group_size=_ROWS_PER_GROUP)
+            all_of_them = [*group.columns, pa.array(log_q), pa.array(np.exp(log_q)), pa.array(flags[rows])]
+            writer.write_table(pa.table(all_of_them, schema=schema), row_group_size=_ROWS_PER_GROUP)
     return n_scored
 
 

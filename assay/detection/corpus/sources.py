@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -66,7 +66,12 @@ def format_of(path: Path | str) -> Format | None:
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
 
-def find_inputs(paths: Iterable[str | os.PathLike[str]], *, exclude: Path | None = None) -> list[InputFile]:
+def find_inputs(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    exclude: Path | None = None,
+    skipped: Callable[[str], None] = lambda name: None,
+) -> list[InputFile]:
     """All input files, each once, in the order in which they are read.
 
     Parameters
@@ -76,6 +81,9 @@ def find_inputs(paths: Iterable[str | os.PathLike[str]], *, exclude: Path | None
         of objects and of folders of objects.
     exclude
         A folder whose content is no input: the run's own output.
+    skipped
+        Called with the name of each file in a folder, each object and each match of a pattern that ends in no format
+        that is read. Hidden files and what `exclude` names are not reported.
 
     Raises
     ------
@@ -86,33 +94,47 @@ def find_inputs(paths: Iterable[str | os.PathLike[str]], *, exclude: Path | None
     given = [os.fspath(path) for path in paths]
     shut_out = None if exclude is None else exclude.resolve()
     found: dict[Path | str, InputFile] = {}
+    left_out: dict[Path | str, None] = {}
     for argument in given:
         if is_uri(argument):
-            for file in _objects(argument):
-                found.setdefault(file.name, file)
+            for name, file in _objects(argument):
+                if file is None:
+                    left_out[name] = None
+                else:
+                    found.setdefault(name, file)
             continue
         for path in _expand(argument):
             resolved = path.resolve()
-            if shut_out is None or not resolved.is_relative_to(shut_out):
+            if shut_out is not None and resolved.is_relative_to(shut_out):
+                continue
+            if format_of(path) is None:
+                left_out[resolved] = None
+            else:
                 found.setdefault(resolved, _look_at(path))
     if not found:
         raise RunError(
-            f"paths must name at least one document, found none in {', '.join(map(repr, given)) or 'an empty list'}. "
-            f"Looked for files that end in {_ACCEPTED}."
+            f"paths must name at least one document, found none in {', '.join(map(repr, given)) or 'an empty list'}"
+            f"{f' among {len(left_out)} files' if left_out else ''}. Looked for files that end in {_ACCEPTED}."
         )
+    for each in left_out:
+        skipped(os.fspath(each))
     return list(found.values())
 
 
-def _objects(uri: str) -> Iterator[InputFile]:
+def _objects(uri: str) -> Iterator[tuple[str, InputFile | None]]:
+    """Names of objects, each with its input, or None where it is of no format that is read."""
     objects, folder = find_objects(uri)
     for each in objects:
         if format_of(each.path) is not None:
-            yield InputFile(each.path, each.name, each.size, each.mtime_ns, each.store)
-        elif not folder:
+            yield each.name, InputFile(each.path, each.name, each.size, each.mtime_ns, each.store)
+        elif folder:
+            yield each.name, None
+        else:
             raise RunError(f"paths must be objects that end in {_ACCEPTED}, or folders of them, got {each.name!r}.")
 
 
 def _expand(argument: str) -> Iterator[Path]:
+    """The files that an argument names, of every format where it is a folder or a pattern."""
     path = Path(argument)
     if path.is_dir():
         yield from _walk(path)
@@ -127,7 +149,7 @@ def _expand(argument: str) -> Iterator[Path]:
         for match in matches:
             if match.is_dir():
                 yield from _walk(match)
-            elif format_of(match) is not None:
+            elif match.is_file() or not match.exists():  # as in a folder
                 yield match
     else:
         raise RunError(f"paths: there is no file or folder {argument!r}.")
@@ -137,7 +159,7 @@ def _walk(folder: Path) -> list[Path]:
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".") and format_of(Path(name))]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
     # Pipes and sockets would block the reader; a link that leads nowhere stays and becomes a reject.
     return sorted(path for path in files if path.is_file() or not path.exists())
 
