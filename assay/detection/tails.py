@@ -56,7 +56,17 @@ def _log_gamma_sf_far(n: int, s: float) -> float:
         fraction *= step
         if abs(step - 1.0) < 1e-15:
             break
-    return n * math.log(s) - s - math.lgamma(n) + math.log(fraction)
+    return _log_gamma_kernel(n, s) + math.log(fraction)
+
+
+def _log_gamma_kernel(n: int, s: float) -> float:
+    """n log s - s - log Gamma(n): for large n without the cancellation of terms of the size n log n."""
+    if n < 32:
+        return n * math.log(s) - s - math.lgamma(n)
+    # Stirling's series of log Gamma(n); the first omitted term is below 1e-17.
+    series = 1.0 / (12.0 * n) - 1.0 / (360.0 * n**3) + 1.0 / (1260.0 * n**5) - 1.0 / (1680.0 * n**7)
+    excess = (s - n) / n
+    return n * (math.log1p(excess) - excess) + 0.5 * math.log(n / (2.0 * math.pi)) - series
 
 
 def log_weighted_exponential_cdf(weights: npt.NDArray[np.float64], s: float) -> float:

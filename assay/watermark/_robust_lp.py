@@ -117,9 +117,11 @@ def _highs(
     share = np.ones(len(most))
     if columns.shape[1] == 0:
         return share, np.zeros(0)
+    # The solver's tolerances are absolute: where alpha is 1e-9 the whole objective would lie below them.
+    unit = float(most[used].max(initial=0.0)) or 1.0
     problem = pulp.LpProblem("robust", pulp.LpMinimize)
     names = {int(x): problem.add_variable(f"w{x}", 0.0, 1.0 if capped[x] else None) for x in np.flatnonzero(used)}
-    problem += pulp.lpSum(-most[x] * variable for x, variable in names.items())
+    problem += pulp.lpSum(-most[x] / unit * variable for x, variable in names.items())
     for y in range(columns.shape[1]):
         part = slice(columns.indptr[y], columns.indptr[y + 1])
         entries = zip(columns.indices[part].tolist(), columns.data[part].tolist(), strict=True)
@@ -131,4 +133,4 @@ def _highs(
         share[x] = variable.varValue
     # Prices in a minimisation are <= 0 for constraints of the form <=.
     rows = [problem.get_constraint_by_name(f"y{y}") for y in range(columns.shape[1])]
-    return share, np.array([-(row.pi or 0.0) for row in rows])
+    return share, np.array([-(row.pi or 0.0) * unit for row in rows])

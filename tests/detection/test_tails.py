@@ -84,7 +84,19 @@ def test_weighted_exponential_edges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "s"), [(1, 2000.0), (2, 900.0), (10, 1500.0), (100, 900.0), (1000, 5000.0), (3000, 9000.0), (400, 300.0)]
+    ("n", "s"),
+    [
+        (1, 2000.0),
+        (2, 900.0),
+        (10, 1500.0),
+        (31, 4000.0),
+        (32, 4000.0),
+        (100, 900.0),
+        (1000, 5000.0),
+        (3000, 9000.0),
+        (400, 300.0),
+        (10_000_000, 1.02e7),  # here n log s and log Gamma(n) agree in eight digits
+    ],
 )
 def test_gamma_tail_against_mpmath(n: int, s: float) -> None:
     with mpmath.workdps(60):
