@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from assay.kernels.compiled import compiled
+from assay._compiled import compiled
 
 _MARGIN = 1e-10
 

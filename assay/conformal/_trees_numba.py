@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from assay.kernels.compiled import compiled
+from assay._compiled import compiled
 
 
 @compiled()

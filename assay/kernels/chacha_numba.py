@@ -14,8 +14,8 @@ from llvmlite import ir  # type: ignore[import-untyped]  # ships no types
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from assay._compiled import compiled
 from assay.kernels.chacha import _COLUMNS_THEN_DIAGONALS, PAD, Words, context_groups
-from assay.kernels.compiled import compiled
 
 LANES = 16
 _WORD = ir.IntType(32)

@@ -11,9 +11,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from assay._compiled import compiled
 from assay.kernels import tilts
 from assay.kernels.chacha import Words
-from assay.kernels.compiled import compiled
 from assay.kernels.race import LogWeights
 from assay.kernels.tilted_laws import _law, _place
 

@@ -9,10 +9,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from assay._compiled import compiled
 from assay.kernels.chacha import PAD, Words
 from assay.kernels.chacha_numba import LANES, _keystream, _subkeys
 from assay.kernels.chacha_numba import subkeys as subkeys
-from assay.kernels.compiled import compiled
 from assay.kernels.prf import expand, race_times
 
 LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]

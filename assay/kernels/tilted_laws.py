@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from assay._compiled import compiled
 from assay.kernels import tilts
 from assay.kernels.chacha import Words
-from assay.kernels.compiled import compiled
 from assay.kernels.race import LogWeights, _peak
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from assay._compiled import compiled
 from assay.kernels import tilts
 from assay.kernels.chacha import Words
 from assay.kernels.chacha_numba import LANES, _keystream
-from assay.kernels.compiled import compiled
 from assay.kernels.race import LogWeights, _checked, _context_is_new, _peak, _unusable_row
 
 SHORT, REPEATED, NEW = 0, 1, 2

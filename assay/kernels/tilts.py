@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
+from assay._compiled import compiled
 from assay.kernels.chacha_numba import LANES, _keystream
-from assay.kernels.compiled import compiled
 
 # Ids below 2**-64 of the largest probability are left out: no race can see them, even where a tilt doubles them thirty
 # times over, since race times are no finer than 2**-33.

@@ -6,8 +6,9 @@ the caller draws that one sample, from the same words, with Python's integers.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from assay._compiled import compiled
 
 DONE, WORDS, BIG = 0, 1, 2
 
@@ -17,7 +18,7 @@ _TWO = np.uint64(2)
 _TOP = np.uint64(2**64 - 1)
 _ROOT = np.uint64(2**32 - 1)
 
-_jit = numba.njit(cache=True, nogil=True)
+_jit = compiled()
 
 
 @_jit

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import overload
 
-from assay.kernels.compiled import compiled
+from assay._compiled import compiled
 from assay.kernels.scoring.running import CROSS, MASS, MAXIMUM, MEAN, SECOND, THIRD, TILTED, RunningSums
 
 _STEP = 2048  # logits summed in float32 before they go to the float64 totals: 8 KiB, in the first-level cache

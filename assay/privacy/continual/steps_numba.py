@@ -5,10 +5,11 @@ Every loop stops early where the drawn noise might not last one more step, and s
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-_jit = numba.njit(cache=True, nogil=True)
+from assay._compiled import compiled
+
+_jit = compiled()
 
 
 @_jit

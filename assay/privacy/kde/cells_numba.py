@@ -6,10 +6,11 @@ lacks has one cell and order 1.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-_jit = numba.njit(cache=True, nogil=True)
+from assay._compiled import compiled
+
+_jit = compiled()
 
 REACH = 7  # cells on each side of a query: exp(-6.5**2) is below 1e-18
 

@@ -6,10 +6,11 @@ query and xi = (x - centre) / h_l in [-1, 1] a record in the coordinate of a nod
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-_jit = numba.njit(cache=True, nogil=True)
+from assay._compiled import compiled
+
+_jit = compiled()
 
 
 @_jit

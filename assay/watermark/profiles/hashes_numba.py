@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from assay.kernels.compiled import compiled
+from assay._compiled import compiled
 
 _LCG = np.uint64(6364136223846793005)
 _LOW = np.uint64(0xFFFFFFFF)

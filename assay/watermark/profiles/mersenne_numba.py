@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from assay.kernels.compiled import compiled
+from assay._compiled import compiled
 
 _N = 624
 _M = 397
