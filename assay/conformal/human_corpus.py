@@ -13,13 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from assay._errors import MissingDependencyError, RunError
+from assay._errors import RunError
 from assay.conformal.calibration import Calibration, ScorerRecord
 from assay.conformal.human import NULL, human_tests
 from assay.detection.corpus.engine import run_subject
 from assay.detection.corpus.reading import Columns
 from assay.detection.corpus.results import RunSummary
 from assay.detection.corpus.subject import Device, UntestableError, WorkerBroken
+from assay.kernels.scoring.devices import check_usable, dtype_of
 
 if TYPE_CHECKING:
     from assay.detection.corpus.reading import Document
@@ -67,7 +68,8 @@ class HumanTests:
 
     def open(self) -> Test:
         """See `corpus.subject.DocumentTests`; refuses a model that is not the calibrated one."""
-        known, device = self.calibration, _usable(self.device)
+        known, device = self.calibration, self.device
+        check_usable(device)
         try:
             scorer = _Unchanging(_load(self.model, known.scorer, device))
             other = None
@@ -107,24 +109,8 @@ class _Unchanging:
         return self._scorer.score(documents, other=beside, progress=progress)
 
 
-def _usable(device: Device) -> str:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError("Models need torch and transformers: pip install 'assay[models]'.") from error
-    if device == "cuda" and not torch.cuda.is_available():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        raise ValueError(
-            f"device: a worker was given a GPU (CUDA_VISIBLE_DEVICES={visible!r}) that its torch {torch.__version__} "
-            "cannot use. Install a torch for that GPU on every machine, or choose device='cpu'."
-        )
-    return device
-
-
 def _load(model: str, record: ScorerRecord, device: str) -> ModelScorer:
     """The model as it was calibrated: the same precision, the same way of reading."""
-    import torch
-
     from assay.kernels.scoring.model import ModelScorer
     from assay.models import load_model, load_tokenizer_for_generation
 
@@ -134,7 +120,7 @@ def _load(model: str, record: ScorerRecord, device: str) -> ModelScorer:
         window=record.window,
         stride=record.stride,
         add_bos=record.bos is not None,
-        logits_dtype=getattr(torch, record.logits_dtype),
+        logits_dtype=dtype_of(record.logits_dtype),
     )
 
 

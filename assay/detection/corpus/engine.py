@@ -21,7 +21,6 @@ import orjson
 from assay import __version__
 from assay._errors import RunError
 from assay.detection.corpus import pool, ray_engine
-from assay.detection.corpus.devices import visible_gpus
 from assay.detection.corpus.ledger import Ledger, ShardRecord, open_ledger, write_atomically
 from assay.detection.corpus.progress import shown
 from assay.detection.corpus.reading import Columns, Reject, read
@@ -31,6 +30,7 @@ from assay.detection.corpus.sources import InputFile, find_inputs
 from assay.detection.corpus.stores import check_destination, copy_up, is_uri
 from assay.detection.corpus.subject import Setup, Subject
 from assay.detection.corpus.worker import all_columns, write_shard
+from assay.kernels.scoring.devices import visible_gpus
 
 
 @dataclass(frozen=True)

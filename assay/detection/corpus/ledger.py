@@ -244,8 +244,8 @@ def _compare(
         fdr = now["options.fdr"]
         by_report = f", or run `assay report {out} --fdr {fdr} --out REPORT`" if "keys" in pins else ""
         raise RunError(
-            f"out: {str(out)!r} holds a finished run with another rate: {changes[0]}. No text needs to be tested again: "
-            f"take the rows of results.parquet whose qvalue is at most {fdr}{by_report}."
+            f"out: {str(out)!r} holds a finished run with another rate: {changes[0]}. No text needs to be tested "
+            f"again: take the rows of results.parquet whose qvalue is at most {fdr}{by_report}."
         )
     if changes:
         raise RunError(
