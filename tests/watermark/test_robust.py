@@ -117,7 +117,7 @@ def test_orbits_equal_the_full_program(law, n, radius):
 
 
 @pytest.mark.parametrize("alpha", [1e-12, 1e-6])
-@pytest.mark.parametrize(("law", "n", "radius"), [([0.6, 0.4], 4, 2), ([0.5, 0.25, 0.25], 3, 1), ([0.99, 0.01], 6, 2)])
+@pytest.mark.parametrize(("law", "n", "radius"), [([0.6, 0.4], 4, 2), ([0.5, 0.25, 0.25], 3, 1), ([0.9, 0.1], 6, 2)])
 def test_levels_below_the_tolerance_of_the_solver(law, n, radius, alpha):
     rho, relation = product_law(law, n), hamming_relation(len(law), n, radius)
     full = robust.robust_type2_error(rho, relation, alpha)
@@ -125,7 +125,7 @@ def test_levels_below_the_tolerance_of_the_solver(law, n, radius, alpha):
     # What is gained over the level 0 is a few alpha: it must be right in its own digits.
     assert 1.0 - orbits.type2_error == pytest.approx(1.0 - full.type2_error, rel=1e-3)
     assert alpha <= 1.0 - full.type2_error <= 2.0**n * alpha
-    assert max(orbits.gap, full.gap) < 1e-3 * alpha + 1e-14
+    assert max(orbits.gap, full.gap) < 1e-3 * alpha + 1e-13
 
 
 def test_a_vocabulary_of_equal_tokens_is_one_orbit():
