@@ -18,7 +18,7 @@ import numpy.typing as npt
 from assay.privacy.accounting import Cost
 from assay.privacy.continual import streams, toeplitz, trees
 from assay.privacy.continual.plan import Plan
-from assay.privacy.continual.statefile import Arrays, StateFile
+from assay.privacy.continual.statefile import Arrays, StateFile, Unbroken
 from assay.privacy.errors import LedgerError
 from assay.privacy.ledger import Ledger
 from assay.privacy.noise import Integers, NoiseSource, SeededDraws, noise_source
@@ -75,6 +75,7 @@ class Counter:
         self._noise = noise_source() if noise is None else noise
         self._seeded = self._noise.seeded
         self._file = StateFile(path, new=True) if path is not None else None
+        self._unbroken = Unbroken()
         self._time = 0
         self._totals = np.zeros(plan.columns, dtype=np.int64)
         self._value = np.zeros(plan.columns, dtype=np.int64)
@@ -143,6 +144,7 @@ class Counter:
     @property
     def value(self) -> Integers:
         """The latest release, int64, shape (columns,); zeros before the first."""
+        self._unbroken.check()
         return self._marked(self._value.copy())
 
     @property
@@ -171,19 +173,24 @@ class Counter:
         ------
         ValueError
             If a value is out of range, the shape is wrong, or the steps pass the horizon; no step is taken.
+        LedgerError
+            If the state file is closed, or an earlier call broke off.
         """
         steps = self._checked(values)
         out = np.empty(steps.shape, dtype=np.int64)
-        for column, state in enumerate(self._states):
-            line = np.ascontiguousarray(steps[:, column])
-            out[:, column] = streams.advance(
-                self._plan, state, self._time, line, int(self._totals[column]), self._noise
-            )
-        if len(steps):
-            self._time += len(steps)
-            self._totals = self._totals + steps.sum(axis=0)
-            self._value = out[-1].copy()
-            self._save()
+        if self._file is not None:
+            self._file.check_open()
+        with self._unbroken:
+            for column, state in enumerate(self._states):
+                line = np.ascontiguousarray(steps[:, column])
+                out[:, column] = streams.advance(
+                    self._plan, state, self._time, line, int(self._totals[column]), self._noise
+                )
+            if len(steps):
+                self._time += len(steps)
+                self._totals = self._totals + steps.sum(axis=0)
+                self._value = out[-1].copy()
+                self._save()
         return self._marked(out)
 
     def close(self) -> None:
@@ -213,6 +220,7 @@ class Counter:
         counter._noise = noise_source() if noise is None else noise
         counter._seeded = settings["seeded"] or counter._noise.seeded
         counter._file = file
+        counter._unbroken = Unbroken()
         counter._time, counter._labels = settings["time"], tuple(settings["labels"])
         counter._totals, counter._value = arrays["totals"], arrays["value"]
         counter._states = [

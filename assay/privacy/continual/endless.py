@@ -19,7 +19,7 @@ import numpy.typing as npt
 from assay.privacy.accounting import Adjacency, Cost, Unit, exact
 from assay.privacy.continual.counter import Counter, checked_steps
 from assay.privacy.continual.plan import Plan, plan_counter
-from assay.privacy.continual.statefile import StateFile
+from assay.privacy.continual.statefile import StateFile, Unbroken
 from assay.privacy.ledger import Ledger
 from assay.privacy.noise import Integers, NoiseSource, Real, SeededDraws, noise_source
 
@@ -75,6 +75,7 @@ class EndlessCounter:
         self._value = 0
         self._inner = Counter(self._plan(1), noise=self._noise)
         self._file = StateFile(path, new=True) if path is not None else None
+        self._unbroken = Unbroken()
         self._save()
 
     @classmethod
@@ -108,6 +109,7 @@ class EndlessCounter:
     @property
     def value(self) -> int:
         """The latest release; 0 before the first."""
+        self._unbroken.check()
         return self._value
 
     @property
@@ -128,17 +130,20 @@ class EndlessCounter:
         steps = checked_steps(values, 1, self._sizes["bound"])[:, 0]
         out = np.empty(len(steps), dtype=np.int64)
         done = 0
-        while done < len(steps):
-            room = 2**self._epoch - self._inner.time
-            part = steps[done : done + room]
-            out[done : done + len(part)] = self._closed + self._inner.extend(part)[:, 0]
-            self._exact += int(part.sum())
-            done += len(part)
-            if len(part) == room:
-                self._next_epoch()
-        if len(steps):
-            self._value = int(out[-1])
-            self._save()
+        if self._file is not None:
+            self._file.check_open()
+        with self._unbroken:
+            while done < len(steps):
+                room = 2**self._epoch - self._inner.time
+                part = steps[done : done + room]
+                out[done : done + len(part)] = self._closed + self._inner.extend(part)[:, 0]
+                self._exact += int(part.sum())
+                done += len(part)
+                if len(part) == room:
+                    self._next_epoch()
+            if len(steps):
+                self._value = int(out[-1])
+                self._save()
         return out.view(SeededDraws) if self._seeded else out
 
     def close(self) -> None:

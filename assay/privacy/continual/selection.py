@@ -20,7 +20,7 @@ import numpy.typing as npt
 from assay.privacy.accounting import Adjacency, Cost, Unit, exact
 from assay.privacy.continual.counter import Counter, checked_steps, plan_from, plan_to
 from assay.privacy.continual.plan import Plan, plan_counter
-from assay.privacy.continual.statefile import StateFile
+from assay.privacy.continual.statefile import StateFile, Unbroken
 from assay.privacy.continual.trees import check_horizon
 from assay.privacy.ledger import Ledger
 from assay.privacy.noise import Integers, NoiseSource, Real, SeededDraws, gaussian_variance, laplace_scale, noise_source
@@ -239,6 +239,7 @@ class Selection:
         self._held = (plan.period - 1) // 2 if plan.question == "max" and plan.period else 0
         self._counter = Counter(plan.counter, noise=self._noise) if plan.counter is not None else None
         self._file = StateFile(path, new=True) if path is not None else None
+        self._unbroken = Unbroken()
         self._save()
 
     @classmethod
@@ -281,15 +282,18 @@ class Selection:
             raise ValueError(
                 f"the plan ends at time {self._plan.horizon}; {self._time} steps are taken and {len(steps)} came."
             )
-        if self._counter is not None:
-            noisy = np.asarray(self._counter.extend(steps))
-            out = noisy.max(axis=1) if self._plan.question == "max" else noisy.argmax(axis=1)
-            self._totals = self._totals + steps.sum(axis=0)
-        else:
-            out = self._recomputed(steps)
-        self._time += len(steps)
-        if len(steps):
-            self._save()
+        if self._file is not None:
+            self._file.check_open()
+        with self._unbroken:
+            if self._counter is not None:
+                noisy = np.asarray(self._counter.extend(steps))
+                out = noisy.max(axis=1) if self._plan.question == "max" else noisy.argmax(axis=1)
+                self._totals = self._totals + steps.sum(axis=0)
+            else:
+                out = self._recomputed(steps)
+            self._time += len(steps)
+            if len(steps):
+                self._save()
         released: Integers = out.astype(np.int64)
         return released.view(SeededDraws) if self._seeded else released
 

@@ -26,6 +26,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 class StateFile:
     """A state file, locked against other processes until `close`."""
 
+    _fd = -1
+
     def __init__(self, path: str | os.PathLike[str], *, new: bool) -> None:
         self.path = Path(path)
         if new and self.path.exists():
@@ -41,12 +43,18 @@ class StateFile:
             raise
         self._pid = os.getpid()
 
-    def write(self, kind: str, settings: dict[str, Any], arrays: Arrays) -> None:
-        """Replace the content: when this returns it is on disk; when the machine stops before, the old one is whole."""
+    def check_open(self) -> None:
+        """Refuse to go on where nothing could be written."""
         if self._fd < 0 or os.getpid() != self._pid:
             raise LedgerError(f"{self.path} is closed or belongs to another process. Resume it in this one.")
+
+    def write(self, kind: str, settings: dict[str, Any], arrays: Arrays) -> None:
+        """Replace the content: when this returns it is on disk; when the machine stops before, the old one is whole."""
+        self.check_open()
         buffer = io.BytesIO()
-        head = json.dumps({"schema": SCHEMA, "kind": kind, "settings": settings}, sort_keys=True).encode("ascii")
+        # The zip's own checksums cover each array, but not its directory: a damaged one can lose an array unnoticed.
+        content = {"schema": SCHEMA, "kind": kind, "settings": settings, "arrays": _shapes(arrays)}
+        head = json.dumps(content, sort_keys=True).encode("ascii")
         named: dict[str, Any] = {"head": np.frombuffer(head, dtype=np.uint8), **arrays}
         np.savez(buffer, **named)
         temporary = self.path.with_name(self.path.name + ".new")
@@ -72,6 +80,8 @@ class StateFile:
                 arrays = {name: held[name] for name in held.files}
             head = json.loads(arrays.pop("head").tobytes())
             settings = head["settings"]
+            if head["arrays"] != _shapes(arrays):
+                raise ValueError("arrays are missing or have another shape")
         except Exception as error:  # a damaged zip raises many kinds
             raise LedgerError(f"{self.path} is not a state file or is damaged ({type(error).__name__}).") from None
         if head.get("schema") != SCHEMA or head.get("kind") != kind:
@@ -84,3 +94,38 @@ class StateFile:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        # A release that could not be begun, or was dropped without `close`, must not lock its file for good.
+        self.close()
+
+
+class Unbroken:
+    """A block that, left by an exception, is never entered again.
+
+    A step that broke off (an interrupt, a full disk) may have counted its records or drawn its noise already. Were it
+    repeated, a record would count twice, or a step be released with two noises.
+    """
+
+    def __init__(self) -> None:
+        self._sound = True
+
+    def check(self) -> None:
+        """Raise LedgerError after a block that broke off."""
+        if not self._sound:
+            raise LedgerError(
+                "a step broke off, so what it counted and drew is unknown. Resume from the state file, whose last "
+                "release is whole; without one this release is over, and its cost is spent."
+            )
+
+    def __enter__(self) -> None:
+        self.check()
+        self._sound = False
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._sound = kind is None
+
+
+def _shapes(arrays: Arrays) -> dict[str, list[Any]]:
+    """Type and shape of every array, as JSON gives them back."""
+    return {name: [held.dtype.str, *held.shape] for name, held in arrays.items()}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from assay.privacy.continual.counter import Counter, checked_steps, plan_from, plan_to
 from assay.privacy.continual.plan import Plan
-from assay.privacy.continual.statefile import StateFile
+from assay.privacy.continual.statefile import StateFile, Unbroken
 from assay.privacy.continual.trees import Floats
 from assay.privacy.ledger import Ledger
 from assay.privacy.noise import Integers, NoiseSource, SeededDraws, noise_source
@@ -59,6 +59,7 @@ class SlidingWindow:
         self._blocks = 0
         self._inner = Counter(plan, noise=self._noise)
         self._file = StateFile(path, new=True) if path is not None else None
+        self._unbroken = Unbroken()
         self._save()
 
     @classmethod
@@ -108,19 +109,22 @@ class SlidingWindow:
         out = np.empty(steps.shape, dtype=np.int64)
         length = self._plan.design.horizon
         done = 0
-        while done < len(steps):
-            place = self._inner.time
-            part = steps[done : done + length - place]
-            end = place + len(part)
-            self._now[place:end] = self._inner.extend(part)
-            out[done : done + len(part)] = self._now[place:end] + self._before[-1] - self._before[place:end]
-            done += len(part)
-            if end == length:
-                self._before, self._now = self._now, np.zeros_like(self._now)
-                self._blocks += 1
-                self._inner = Counter(self._plan, noise=self._noise)
-        if len(steps):
-            self._save()
+        if self._file is not None:
+            self._file.check_open()
+        with self._unbroken:
+            while done < len(steps):
+                place = self._inner.time
+                part = steps[done : done + length - place]
+                end = place + len(part)
+                self._now[place:end] = self._inner.extend(part)
+                out[done : done + len(part)] = self._now[place:end] + self._before[-1] - self._before[place:end]
+                done += len(part)
+                if end == length:
+                    self._before, self._now = self._now, np.zeros_like(self._now)
+                    self._blocks += 1
+                    self._inner = Counter(self._plan, noise=self._noise)
+            if len(steps):
+                self._save()
         return out.view(SeededDraws) if self._seeded else out
 
     def close(self) -> None:
