@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
@@ -228,6 +229,52 @@ def test_a_run_from_store_to_store(s3: Any, corpus: Path, tmp_path: Path, make_k
     }
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_file() or b"hunter2" not in path.read_bytes()
+
+
+def sorted_bytes(out: Path, short: Callable[[str], str]) -> tuple[bytes, bytes]:
+    """Results and rejects sorted by file and row, with files named by `short`."""
+    table = parquet.read_table(out / "results.parquet")
+    for name in ("file", "source", "doc_id"):
+        names = [short(value) for value in table[name].to_pylist()]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(names))
+    table = table.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
+    with pa.BufferOutputStream() as stream:
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        results = stream.getvalue().to_pybytes()
+    rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_bytes().splitlines()]
+    lines = [json.dumps(reject | {"file": short(reject["file"])}) for reject in rejects]
+    return results, "\n".join(sorted(lines)).encode()
+
+
+@pytest.mark.slow
+def test_a_run_from_store_to_store_on_a_cluster(s3: Any, corpus: Path, tmp_path: Path, make_key: MakeKey) -> None:
+    """Against the local engine on the same files in a folder."""
+    pytest.importorskip("ray", reason="this test starts a Ray cluster: pip install 'assay[ray]'")
+    rows = [{"text": f"{i} is the number of this row. " * (i % 40)} for i in range(400)]
+    (corpus / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {"shard_rows": 20, "progress": False}
+    upload(s3, corpus)
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(corpus, make_key(1), out=here, **options)
+    summary = run(
+        "s3://corpora/in",
+        make_key(1),
+        out=there,
+        engine="ray",
+        ray_address="local",
+        workers=2,
+        copy_to="s3://corpora/results/ray",
+        **options,
+    )
+    assert summary.documents == 412
+    assert set(summary.rejects_by_reason) == {"invalid JSON", "file is damaged"}
+    ours = sorted_bytes(here, lambda name: name.removeprefix(str(corpus)))
+    assert sorted_bytes(there, lambda name: unquote(name.removeprefix("s3://corpora/in"))) == ours
+    assert b"b/sub/c d%20?#" in ours[0]
+    assert {name: get(s3, f"corpora/results/ray/{name}") for name in OUTPUTS} == {
+        name: (there / name).read_bytes() for name in OUTPUTS
+    }
 
 
 @pytest.mark.usefixtures("in_process")

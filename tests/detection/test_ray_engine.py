@@ -38,6 +38,7 @@ from assay.watermark.keys import SecretKey, use_key
 
 MakeKey = Callable[..., SecretKey]
 LIMIT_S = 240
+NO_RAY = "this test starts a Ray cluster: pip install 'assay[ray]'"
 
 
 # The parts, without a cluster.
@@ -290,6 +291,7 @@ def local(folder: Path) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    pytest.importorskip("ray", reason=NO_RAY)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
@@ -430,6 +432,24 @@ def test_a_node_is_lost_and_the_driver_too_and_the_local_engine_resumes(
 
 
 @pytest.mark.slow
+def test_a_local_run_that_was_killed_ends_on_the_cluster(
+    folder: Path, local: tuple[bytes, bytes], cluster: Any
+) -> None:
+    out = folder / "from-local"
+    process = command(folder, "from-local", "--workers", "1")
+    await_rows(process, out, 20)
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    done = shards_in_manifest(out)
+    assert 10 < len(done) < SHARDS
+    finish(command(folder, "from-local", "--engine", "ray", "--address", cluster.address))
+    rows = [json.loads(line) for line in (out / "ledger/manifest.jsonl").read_bytes().splitlines()]
+    counted = Counter(row["shard"] for row in rows if row["kind"] == "shard")
+    assert counted == Counter(range(SHARDS))  # none of those that were done was done again
+    check(folder, "from-local", local)
+
+
+@pytest.mark.slow
 def test_documents_that_kill_their_worker_are_the_same_rejects(
     tmp_path: Path, make_key: MakeKey, human_text: str, monkeypatch: pytest.MonkeyPatch, cluster: Any
 ) -> None:
@@ -474,6 +494,7 @@ def test_no_secret_is_left_by_a_cluster_of_its_own(
     folder: Path, make_key: MakeKey, local: tuple[bytes, bytes], tmp_path: Path
 ) -> None:
     """Not in Ray's session (logs, spilled objects), not in the environment or arguments of its processes."""
+    pytest.importorskip("ray", reason=NO_RAY)
     key = make_key(1)
     words = use_key(key)
     secrets = [key._secret, words.tobytes(), key._secret.hex().encode(), words.tobytes().hex().encode(), b"hunter2"]
