@@ -111,10 +111,21 @@ def detect(
     if calibration is not None:
         if key:
             raise typer.BadParameter("--key is for marks; --null human needs none.")
+        foreign = {
+            "--tokenizer": tokenizer is not None,
+            "--prompt-file": prompt is not None,
+            "--temperature": temperature != 1.0,
+            "--engine": engine != "local",
+            "--address": address is not None,
+            "--copy-to": copy_to is not None,
+        }
+        if any(foreign.values()):
+            given = ", ".join(name for name, there in foreign.items() if there)
+            raise typer.BadParameter(f"{given} cannot go with --null human, which reads texts as they were calibrated.")
         from assay._cli_human import detect_human
 
         with refusals():
-            detect_human(
+            code = detect_human(
                 paths,
                 calibration,
                 out=out,
@@ -126,7 +137,7 @@ def detect(
                 fdr=fdr,
                 as_json=as_json,
             )
-        return
+        raise typer.Exit(code)
     if not key:
         raise typer.BadParameter('give --key ID, or "all"; or --null human with a calibration.')
     if out is None and len(paths) != 1:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assay._cli_output import AsJson, refusals, say, wants_json, write_json
+from assay._cli_output import AsJson, refusals, say, wants_json, warnings_on_stderr, write_json
 
 if TYPE_CHECKING:
     from assay.conformal.calibration import Calibration
     from assay.detection.corpus.reading import Document
     from assay.detection.result import TestResult
     from assay.kernels.scoring.model import ModelScorer
+
+_REJECTS_SHOWN = 10
 
 GroupColumn = Annotated[
     str | None,
@@ -62,26 +65,39 @@ def calibrate(
     with refusals():
         from assay.conformal.human import calibrate as fit
 
-        documents = list(_documents(paths, text_column, group_column))
+        edges = _edges(length_edges)
+        documents, rejects = _documents(paths, text_column, group_column)
+        groups = None if group_column is None else [_group(document) for document in documents]
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the work, which takes minutes
         scorer, other = _scorer(model), None if other_model is None else _scorer(other_model)
-        made = fit(
-            [document.text for document in documents],
-            scorer,
-            score=score,
-            other=other,
-            groups=None if group_column is None else [_group(document) for document in documents],
-            length_edges=_edges(length_edges),
-            guarantee=guarantee,  # type: ignore[arg-type]  # checked by what is called
-            confidence=confidence,
-            level=level,
-            min_tokens=min_tokens,
-            progress=True,
-        )
+        with warnings_on_stderr():
+            made = fit(
+                [document.text for document in documents],
+                scorer,
+                score=score,
+                other=other,
+                groups=groups,
+                length_edges=edges,
+                guarantee=guarantee,  # type: ignore[arg-type]  # checked by what is called
+                confidence=confidence,
+                level=level,
+                min_tokens=min_tokens,
+                progress=True,
+            )
         made.save(out)
+    short = len(documents) - len(made.scores)
+    if short:
+        say(f"warning: {short} of {len(documents)} texts have fewer than {min_tokens} tokens and were left out")
     say(f"wrote {out}")
     if wants_json(as_json):
-        write_json(_summary(made))
-        return
+        write_json(_summary(made, left_out=short, rejects=rejects))
+    else:
+        _show_summary(made)
+    if rejects:
+        raise typer.Exit(3)
+
+
+def _show_summary(made: Calibration) -> None:
     typer.echo(f"Calibration {made.id}: {len(made.scores)} human texts, score {made.score}.")
     found = made.p_values
     for name, count, floor in zip(found.groups_, found.counts_, found.floors_, strict=True):
@@ -100,13 +116,20 @@ def detect_human(
     group_column: str | None,
     fdr: float,
     as_json: bool,
-) -> None:
-    """Test texts against "a human wrote it": one result per line, with q-values by Benjamini-Hochberg."""
+) -> int:
+    """Test texts against "a human wrote it": one result per line, with q-values by Benjamini-Hochberg.
+
+    Returns the exit code.
+    """
     from assay.conformal.calibration import Calibration
     from assay.conformal.human import human_tests
 
+    if not 0.0 < fdr < 1.0:
+        raise ValueError(f"fdr must be in (0, 1), got {fdr}.")
     known = Calibration.load(calibration)
-    documents = list(_documents(paths, text_column, group_column, id_column))
+    documents, rejects = _documents(paths, text_column, group_column, id_column)
+    code = 3 if rejects else 0
+    groups = [_group(document) for document in documents] if known.grouped else None
     scorer = _scorer(model or known.scorer.name)
     second = other_model or (None if known.other is None else known.other.name)
     results = human_tests(
@@ -114,9 +137,15 @@ def detect_human(
         known,
         scorer,
         other=None if second is None else _scorer(second),
-        groups=[_group(document) for document in documents] if known.grouped else None,
+        groups=groups,
         progress=len(documents) > 1,
     )
+    untested = sum(result.n_scored == 0 for result in results)
+    if untested:
+        say(
+            f"warning: {untested} of {len(results)} texts were not tested (p = 1): fewer than {known.min_tokens} "
+            "tokens, or a length that was not calibrated"
+        )
     rows = list(_rows(documents, results, fdr))
     if out is not None:
         from assay.detection.corpus.ledger import write_atomically
@@ -128,46 +157,59 @@ def detect_human(
     if len(results) == 1 and not wants_json(as_json) and out is None:
         typer.echo(results[0].sentence())
         typer.echo(repr(results[0]))
-        return
+        return code
     flagged = sum(row["flagged"] for row in rows)
     if wants_json(as_json) and out is None:
         for row in rows:
             typer.echo(json.dumps(row))
-        return
-    summary = {"documents": len(rows), "flagged": flagged, "fdr": fdr, "calibration": known.id}
+        return code
+    summary = {"documents": len(rows), "untested": untested, "rejects": rejects, "flagged": flagged, "fdr": fdr}
     if wants_json(as_json):
-        write_json(summary)
-        return
-    typer.echo(f"{len(rows):,} texts tested, {flagged:,} flagged at a false discovery rate of {fdr:.3g}.")
+        write_json(summary | {"calibration": known.id})
+        return code
+    typer.echo(f"{len(rows) - untested:,} texts tested, {flagged:,} flagged at a false discovery rate of {fdr:.3g}.")
+    return code
 
 
 def _rows(documents: Sequence[Document], results: Sequence[TestResult], fdr: float) -> Iterator[dict[str, Any]]:
     from assay.detection.multiplicity import benjamini_hochberg
 
-    if not 0.0 < fdr < 1.0:
-        raise ValueError(f"fdr must be in (0, 1), got {fdr}.")
     log_q = benjamini_hochberg([result.log_pvalue for result in results])
     for document, result, q in zip(documents, results, log_q.tolist(), strict=True):
-        yield {"doc_id": document.doc_id, "qvalue": math.exp(q), "flagged": q <= math.log(fdr)} | result.to_dict()
+        found = {"doc_id": document.doc_id, "pvalue": result.pvalue, "qvalue": math.exp(q)}
+        yield found | {"flagged": q <= math.log(fdr)} | result.to_dict()
 
 
 def _documents(
     paths: Sequence[str], text_column: str, group_column: str | None, id_column: str | None = None
-) -> Iterator[Document]:
-    """Documents in order; what cannot be read is named on stderr and left out."""
+) -> tuple[list[Document], int]:
+    """Documents in order, and how many rows could not be read: the first of them are named on stderr."""
     from assay._errors import RunError
     from assay.detection.corpus.reading import Columns, Document, read
     from assay.detection.corpus.sources import find_inputs
+    from assay.detection.text import decode_text
 
+    if list(paths) == ["-"]:
+        text = decode_text(sys.stdin.buffer.read()).removeprefix("\ufeff")
+        return [Document(0, 1, 0, "-", "-", None, text)], 0
     inputs = find_inputs(paths)
     if not inputs:
         raise RunError(f"paths: nothing to read at {', '.join(paths)}. Name text, JSON-lines or Parquet files.")
     columns = Columns(text=text_column, id=id_column, source=group_column)
+    found, rejects = [], 0
     for row in read(inputs, columns):
         if isinstance(row, Document):
-            yield row
-        else:
-            say(f"warning: {row.name}, line {row.line}: {row.reason} {row.detail}".rstrip())
+            found.append(row)
+            continue
+        rejects += 1
+        if rejects <= _REJECTS_SHOWN:
+            place = row.name if row.line is None else f"{row.name}, line {row.line}"
+            say(f"warning: {place}: {': '.join(filter(None, (row.reason, row.detail)))}")
+    if rejects > _REJECTS_SHOWN:
+        say(f"warning: {rejects - _REJECTS_SHOWN} more rows could not be read")
+    if not found and rejects:
+        raise RunError(f"paths: none of {rejects} rows could be read. Name the field of the text with --text-column.")
+    return found, rejects
 
 
 def _group(document: Document) -> str:
@@ -190,9 +232,9 @@ def _edges(text: str) -> list[int]:
         raise ValueError(f"--length-edges must be numbers of tokens such as 50,100,200, got {text!r}.") from None
 
 
-def _summary(made: Calibration) -> dict[str, Any]:
+def _summary(made: Calibration, *, left_out: int, rejects: int) -> dict[str, Any]:
     counts = dict(zip(made.p_values.groups_.tolist(), made.p_values.counts_.tolist(), strict=True))
     floors = dict(zip(made.p_values.groups_.tolist(), made.p_values.floors_.tolist(), strict=True))
     kept: dict[str, Any] = {"id": made.id, "score": made.score, "texts": len(made.scores), "groups": counts}
-    kept["smallest_pvalues"] = floors
+    kept |= {"left_out": left_out, "rejects": rejects, "smallest_pvalues": floors}
     return kept | {"guarantee": made.p_values.guarantee, "texts_sha256": made.texts_sha256}

@@ -34,17 +34,23 @@ def storey(log_pvalues: npt.ArrayLike, *, cut: float = 0.5) -> Floats:
     Returns
     -------
     float64, shape (n,): natural logarithms, at most 0; 0 where p > cut, which is never rejected.
+
+    Raises
+    ------
+    ValueError
+        If cut is out of range, a value is nan or above 0, or the input is not one-dimensional.
     """
     if not 0.0 < cut < 1.0:
         raise ValueError(f"cut must be in (0, 1), got {cut}.")
     values = np.asarray(log_pvalues, dtype=np.float64)
+    benjamini_hochberg(values)  # its checks, of the p-values above the cut too: a nan is not a null
     # Thresholds above the cut are not Storey's: a p-value there must not lend its rank to those below, or many of them
     # would get a q-value that no threshold up to the cut attains.
     below = values <= math.log(cut)
-    adjusted = benjamini_hochberg(values[below]) if below.any() else benjamini_hochberg(values)
     out: Floats = np.zeros(len(values))
     above = len(values) - int(below.sum())
     if below.any():
+        adjusted = benjamini_hochberg(values[below])
         # n p / rank times the estimated share of nulls; Benjamini-Hochberg over m <= n p-values gives m p / rank.
         share = (1.0 + above) / (1.0 - cut)
         out[below] = np.minimum(adjusted + math.log(share) - math.log(below.sum()), 0.0)

@@ -7,6 +7,7 @@ score. A p-value here speaks of texts, never of a person. Reference: `p_values`;
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 NULL: Final = "a human wrote the text, and it is exchangeable with the calibration texts"
+_NOT_CALIBRATED: Final = "Not tested: no calibration text is of this group's length."
 _NOT_A_PERSON: Final = (
     "The p-value is how often human texts like those of the calibration look so machine-like. "
     "It is not the probability that a person cheated."
@@ -78,6 +80,11 @@ def calibrate(
     ------
     ValueError
         On an unknown score, a missing second model, or a group with too few texts for `level`.
+
+    Warns
+    -----
+    UserWarning
+        If texts repeat: copies of a text count as further texts, which they are only where new texts repeat likewise.
     """
     if score not in LARGER_MEANS_LLM:
         raise ValueError(f"score must be one of {sorted(LARGER_MEANS_LLM)}, got {score!r}.")
@@ -101,6 +108,14 @@ def calibrate(
         level=level,
     )
     model.fit(values[kept], names)
+    used = [text for text, keep in zip(texts, kept, strict=True) if keep]
+    copies = len(used) - len(set(used))
+    if copies:
+        warnings.warn(
+            f"{copies} of {len(used)} calibration texts repeat another one and make the calibration look larger than "
+            "it is. Leave them out, unless new texts repeat as often.",
+            stacklevel=2,
+        )
     return Calibration(
         score=score,
         scorer=ScorerRecord.of(scorer),
@@ -111,7 +126,7 @@ def calibrate(
         min_tokens=min_tokens,
         scores=values[kept],
         groups=names,
-        texts_sha256=Calibration.hash_of([text for text, keep in zip(texts, kept, strict=True) if keep]),
+        texts_sha256=Calibration.hash_of(used),
     )
 
 
@@ -144,8 +159,9 @@ def human_tests(
 
     Returns
     -------
-    One `TestResult` per text. A text shorter than the calibration's `min_tokens` has p-value and e-value 1. The e-value
-    is the p-value's calibrator (1 - p + p log p) / (p (log p)^2).
+    One `TestResult` per text. A text shorter than the calibration's `min_tokens`, or in a length bin without
+    calibration texts, is not tested: its p-value and e-value are 1 and it counts no token. The e-value of the others is
+    the p-value's calibrator (1 - p + p log p) / (p (log p)^2).
 
     Raises
     ------
@@ -155,15 +171,26 @@ def human_tests(
         If groups are missing or one was not calibrated.
     """
     calibration.check_scorers(scorer, other)
+    known = calibration.group_names()
     if calibration.grouped != (groups is not None):
         raise ValueError(
             "groups must be given if and only if the calibration has groups; it has "
-            f"{'some: ' + ', '.join(calibration.group_names()) if calibration.grouped else 'none'}."
+            f"{'some: ' + ', '.join(known) if calibration.grouped else 'none'}."
         )
-    values, lengths = _scores(texts, scorer, other, calibration.score, progress=progress)
-    counted = (lengths >= calibration.min_tokens) & ~np.isnan(values)
     labels = None if groups is None else np.asarray(groups, dtype=np.str_)
+    if labels is not None:
+        # A group that nobody calibrated is a mistake of the caller's; a length is the text's own.
+        named = {name.rsplit(", ", 1)[0] if calibration.length_edges else name for name in known}
+        foreign = sorted(set(labels.tolist()) - named)
+        if foreign:
+            raise ValueError(
+                f"groups must be among the calibrated ones {sorted(named)}, got {foreign[0]!r}. Calibrate on human "
+                "texts of that group."
+            )
+    values, lengths = _scores(texts, scorer, other, calibration.score, progress=progress)
     names = length_groups(labels, lengths, calibration.length_edges)
+    covered = np.isin(names, known)  # (n,)
+    counted = (lengths >= calibration.min_tokens) & ~np.isnan(values) & covered
     pvalues = np.ones(len(texts))
     pvalues[counted] = calibration.p_values.p_values(values[counted], names[counted])
     assumptions = (*calibration.sentences(), _NOT_A_PERSON)
@@ -177,9 +204,11 @@ def human_tests(
             n_scored=int(length) if counts else 0,
             null=f"{NULL} ({name})",
             alternative=calibration.p_values.alternative,
-            assumptions=assumptions,
+            assumptions=assumptions if has_bin else (_NOT_CALIBRATED, *assumptions),
         )
-        for value, p, length, counts, name in zip(values, pvalues, lengths, counted, names, strict=True)
+        for value, p, length, counts, name, has_bin in zip(
+            values, pvalues, lengths, counted, names, covered, strict=True
+        )
     ]
 
 

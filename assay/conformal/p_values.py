@@ -50,7 +50,8 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         Of the calibration-conditional guarantees, in (0, 1).
     level
         The smallest level at which p-values will be used, in (0, 1). A group whose smallest p-value is larger is
-        refused: fewer than 1 / level - 1 calibration texts, and more for the calibration-conditional guarantees.
+        refused: fewer than 1 / level - 1 calibration texts (with weights: an effective size below that), and more for
+        the calibration-conditional guarantees.
     simulations
         Monte-Carlo draws of the band, >= 100; at most 1,000,000; the band is valid for any number.
     random_state
@@ -65,8 +66,8 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
     effective_sizes_
         The same for weighted texts: (sum w)^2 / sum w^2.
     floors_
-        float64: the smallest p-value that a new text of each group can get (of mean weight, where there are weights);
-        0 with smoothed ties.
+        float64: the smallest p-value that a new text of each group can get; 0 with smoothed ties. With weights it is
+        that of a text of the weight that new texts have on average, 1 / (effective size + 1).
 
     Examples
     --------
@@ -129,6 +130,7 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         masses = masses / self._scale
         self.groups_, places = np.unique(labels, return_inverse=True)
         self.counts_ = np.bincount(places)
+        self.effective_sizes_ = np.array([_effective_size(masses[places == g]) for g in range(len(self.groups_))])
         self._refuse_small_groups()
         signed = values if self.alternative == "greater" else -values
         self._scores: list[Floats] = []
@@ -142,14 +144,14 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             self._bounds.append(self._conditional_bounds(int(self.counts_[place])))
         self.floors_ = np.array(
             [
-                1.0 / (count + 1) if bound is None else float(bound[0])
-                for count, bound in zip(self.counts_, self._bounds, strict=True)
+                # New texts are drawn with the weights, so theirs is sum w^2 / sum w on average, not the mean.
+                1.0 / (size + 1) if bound is None else float(bound[0])
+                for size, bound in zip(self.effective_sizes_, self._bounds, strict=True)
             ]
         )
         self._refuse_blind_groups()
         if self.ties == "smoothed":
             self.floors_ = np.zeros(len(self.groups_))
-        self.effective_sizes_ = np.array([m.sum() ** 2 / np.sum(m**2) for m in self._masses])
         self._weighted = weights is not None
         return self
 
@@ -246,15 +248,17 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         return places
 
     def _refuse_small_groups(self) -> None:
-        needed = math.ceil(1.0 / self.level - 1.0 - 1e-9)
-        small = self.counts_ < needed
+        needed = 1.0 / self.level - 1.0
+        small = self.effective_sizes_ < needed * (1 - 1e-9)
         if small.any():
+            counts, sizes = self.counts_[small], self.effective_sizes_[small]
             names = ", ".join(
-                f"{g!r} has {c}" for g, c in zip(self.groups_[small].tolist(), self.counts_[small], strict=True)
+                f"{g!r} has {c}" + (f", whose weights leave {s:.3g}" if s < c * (1 - 1e-9) else "")
+                for g, c, s in zip(self.groups_[small].tolist(), counts, sizes, strict=True)
             )
             raise ValueError(
-                f"each group needs at least {needed} calibration texts for level {self.level:.3g}: {names}. Add human "
-                "texts, merge groups, or raise level."
+                f"each group needs at least {math.ceil(needed * (1 - 1e-9))} calibration texts for level "
+                f"{self.level:.3g}: {names}. Add human texts, merge groups, or raise level."
             )
 
     def _refuse_blind_groups(self) -> None:
@@ -309,6 +313,12 @@ def _positive(name: str, values: npt.ArrayLike, count: int) -> Floats:
             f"{name} must be {count} positive numbers, got {len(array)}, the least {array.min(initial=np.inf):.3g}."
         )
     return array
+
+
+def _effective_size(weights: Floats) -> float:
+    """(sum w)^2 / sum w^2, of any scale."""
+    relative = weights / weights.max()
+    return float(relative.sum() ** 2 / np.sum(relative**2))
 
 
 def _labels(name: str, values: Any, count: int) -> npt.NDArray[np.str_]:

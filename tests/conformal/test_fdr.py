@@ -79,6 +79,13 @@ def test_storey_by_its_definition_near_the_cut(pvalues: list[float]) -> None:
         assert np.exp(log_q) == pytest.approx(min([1.0, *estimates]))
 
 
+@pytest.mark.parametrize("bad", [math.nan, 0.1])
+def test_storey_takes_no_number_that_is_none(bad: float) -> None:
+    """A nan compares as above the cut, where it would be counted as a null and sway every q-value."""
+    with pytest.raises(ValueError, match=r"natural logarithms in \[-inf, 0\]; found nan or a positive number"):
+        storey([math.log(0.01), bad])
+
+
 def test_procedures_on_nothing() -> None:
     assert storey([]).shape == e_bh([]).shape == (0,)
     with pytest.raises(ValueError, match="cut must be"):

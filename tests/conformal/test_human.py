@@ -71,7 +71,8 @@ def test_human_texts_keep_the_level_and_machine_texts_are_found(
     assert any(calibration.id in line for line in found[0].assumptions)
     assert any("not the probability that a person cheated" in line for line in found[0].assumptions)
     # Near-miss: the same texts judged by the machine's own scores as calibration.
-    wrong = calibrate(machine * 10, scorer, score="log_perplexity")
+    with pytest.warns(UserWarning, match="180 of 200 calibration texts repeat another one"):
+        wrong = calibrate(machine * 10, scorer, score="log_perplexity")
     rejected = [result.pvalue <= 0.1 for result in human_tests(human[200:], replace_direction(wrong), scorer)]
     assert np.sum(rejected) > stats.betabinom.isf(1e-4, 120, 20, 181)
 
@@ -134,12 +135,27 @@ def test_groups_and_length_bins(scorer: ModelScorer, human: list[str]) -> None:
     assert "(b, 80 tokens and more)" in result.null
     with pytest.raises(ValueError, match="groups must be given if and only if"):
         human_tests([human[90]], made, scorer)
-    with pytest.raises(ValueError, match="got 'c, 80 tokens and more'"):
+    with pytest.raises(ValueError, match=r"among the calibrated ones \['a', 'b'\], got 'c'"):
         human_tests([human[90]], made, scorer, groups=["c"])
     with pytest.raises(ValueError, match="needs at least 99 calibration texts"):
         calibrate(short, scorer, groups=groups, level=0.01)
     with pytest.raises(ValueError, match="positive and ascending"):
         length_groups(None, np.array([3]), (5, 5))
+
+
+def test_a_length_that_was_not_calibrated_is_not_tested(scorer: ModelScorer, human: list[str]) -> None:
+    """One such text says nothing, and keeps none of the others from being tested."""
+    groups = ["news, local"] * 30
+    made = calibrate(human[:30], scorer, groups=groups, length_edges=[10_000])
+    plain = human_tests(human[40:42], made, scorer, groups=groups[:2])
+    assert made.group_names() == ["news, local, 0 to 9999 tokens"]
+    only_short = calibrate([text[:130] for text in human[:30]], scorer, length_edges=[80])
+    assert only_short.group_names() == ["0 to 79 tokens"]
+    long, short = human_tests([human[40], human[41][:130]], only_short, scorer)
+    assert (long.pvalue, long.log_evalue, long.n_scored) == (1.0, 0.0, 0)
+    assert "Not tested" in long.assumptions[0]
+    assert short.n_scored > 0
+    assert not any("Not tested" in line for line in (*short.assumptions, *plain[0].assumptions))
 
 
 def test_short_texts_say_nothing(scorer: ModelScorer, calibration: Calibration) -> None:
@@ -204,7 +220,7 @@ def test_commands(human: list[str], machine: list[str], tmp_path: Path) -> None:
         ["calibrate", str(tmp_path / "human.jsonl"), "--out", saved, "--score", "log_perplexity",
          "--group-column", "domain", "--guarantee", "simes", "--level", "0.2"],
     )  # fmt: skip
-    assert made.exit_code == 0, made.output
+    assert made.exit_code == 3, made.output
     assert "line 61" in made.stderr
     summary = json.loads(made.stdout)
     assert summary["groups"] == {"a": 30, "b": 30}
@@ -219,6 +235,7 @@ def test_commands(human: list[str], machine: list[str], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in found.stdout.splitlines()]
     assert [row["doc_id"] for row in rows] == [str(i) for i in range(7)]
     assert [row["flagged"] for row in rows] == [True] * 6 + [False]
+    assert rows[0]["pvalue"] == pytest.approx(math.exp(rows[0]["log_pvalue"]))
 
     out = runner.invoke(app, ["detect", str(tmp_path / "new.jsonl"), *options, "--out", str(tmp_path / "run")])
     assert out.exit_code == 0, out.output
@@ -228,6 +245,12 @@ def test_commands(human: list[str], machine: list[str], tmp_path: Path) -> None:
         (["detect", "x.txt", "--null", "alien"], "--null must be"),
         (["detect", "x.txt"], "give --key ID"),
         (["detect", "x.txt", "--key", "a", "--null", "human", "--calibration", saved], "--key is for marks"),
+        (
+            ["detect", "x.txt", *options, "--temperature", "0.7", "--tokenizer", "y"],
+            "--tokenizer, --temperature cannot go",
+        ),
+        (["detect", str(tmp_path / "new.jsonl"), *options, "--fdr", "2"], "fdr must be in (0, 1), got 2.0"),
+        (["calibrate", str(tmp_path / "human.jsonl"), "--out", saved, "--text-column", "body"], "none of 61 rows"),
         (["calibrate", str(tmp_path / "nothing.txt"), "--out", saved], "nothing.txt"),
         (
             ["calibrate", str(tmp_path / "human.jsonl"), "--out", saved, "--guarantee", "simes"],
@@ -239,3 +262,35 @@ def test_commands(human: list[str], machine: list[str], tmp_path: Path) -> None:
         refused = runner.invoke(app, arguments)
         assert refused.exit_code in (1, 2), refused.output
         assert message in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_commands_on_odd_texts(human: list[str], tmp_path: Path) -> None:
+    """Short and empty texts, copies, line ends of Windows, no Latin letter: said on stderr, and nothing is lost."""
+    passages = [text[:250] for text in human[:30]]
+    odd = ["", " ", "Short.", passages[0], passages[1].replace(" ", "\r\n"), "Было уже поздно, и мы пошли домой. " * 3]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in passages + odd]
+    (tmp_path / "human.jsonl").write_bytes("\r\n".join(lines).encode())
+    runner, saved = CliRunner(), str(tmp_path / "new folder" / "c.json")
+    made = runner.invoke(app, ["calibrate", str(tmp_path / "human.jsonl"), "--out", saved])
+    assert made.exit_code == 0, made.output
+    assert "3 of 36 texts have fewer than 20 tokens and were left out" in made.stderr
+    assert "1 of 33 calibration texts repeat another one" in made.stderr
+    summary = json.loads(made.stdout)
+    assert (summary["texts"], summary["left_out"], summary["rejects"]) == (33, 3, 0)
+
+    found = runner.invoke(app, ["detect", str(tmp_path / "human.jsonl"), "--null", "human", "--calibration", saved])
+    assert found.exit_code == 0, found.output
+    assert "3 of 36 texts were not tested" in found.stderr
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [row["n_scored"] == 0 for row in rows] == [False] * 30 + [True] * 3 + [False] * 3
+    assert all(row["pvalue"] == 1.0 for row in rows[30:33])
+
+    text = "\ufeff" + passages[3]
+    piped = runner.invoke(app, ["detect", "-", "--null", "human", "--calibration", saved], input=text.encode())
+    assert piped.exit_code == 0, piped.output
+    assert json.loads(piped.stdout)["log_pvalue"] == pytest.approx(rows[3]["log_pvalue"])
+    (tmp_path / "mixed.jsonl").write_text("\n".join([lines[0], *["broken"] * 12]))
+    some = runner.invoke(app, ["detect", str(tmp_path / "mixed.jsonl"), "--null", "human", "--calibration", saved])
+    assert some.exit_code == 3
+    assert some.stderr.count("mixed.jsonl, line") == 10
+    assert "2 more rows could not be read" in some.stderr

@@ -242,6 +242,26 @@ def test_weights_of_any_size_count_up_to_a_factor(factor: float) -> None:
     assert ConformalPValues().fit(scores, weights=weights * 1e-300).p_values([9.0], weights=[1e300]) == [1.0]
 
 
+def test_weights_that_leave_too_few_texts_are_refused() -> None:
+    """200 texts of which five carry nearly all the weight can no more be judged at level 0.05 than five texts."""
+    rng = np.random.default_rng(33)
+    scores, weights = rng.normal(size=200), np.where(np.arange(200) < 5, 1.0, 1e-6)
+    with pytest.raises(ValueError, match=r"at least 19 .*'all texts' has 200, whose weights leave 5"):
+        ConformalPValues(level=0.05).fit(scores, weights=weights)
+    # A group of little weight as a whole is judged by its own texts.
+    tiny = np.where(np.arange(200) < 100, 1.0, 1e-200)
+    found = ConformalPValues(level=0.05).fit(scores, np.repeat(["a", "b"], 100), weights=tiny)
+    np.testing.assert_allclose(found.effective_sizes_, [100, 100])
+    # The floor is that of new texts, which carry large weights more often than calibration texts do: their smallest
+    # p-values, and so the level that can be kept at all, are 1 / (effective size + 1) and not 1 / (n + 1).
+    x = rng.random(4000)
+    new_x = np.log1p(rng.random(4000) * (np.e**6 - 1)) / 6  # density proportional to exp(6 x)
+    fitted = ConformalPValues().fit(x, weights=np.exp(6 * x))
+    smallest = fitted.p_values(np.full(4000, 2.0), weights=np.exp(6 * new_x)).mean()
+    assert fitted.floors_[0] == pytest.approx(smallest, rel=0.05)
+    assert smallest > 2 / 4001
+
+
 def test_groups_may_be_a_column_of_strings() -> None:
     scores = np.arange(40.0)
     groups = np.array(["a", "b"] * 20, dtype=object)
