@@ -81,7 +81,11 @@ def rolling_coverage(y: npt.ArrayLike, intervals: npt.ArrayLike, window: int = 1
     ValueError
         If the window is not in 1..n.
     """
-    hits = covered(y, intervals)
+    return rolling_share(covered(y, intervals), window)
+
+
+def rolling_share(hits: Bools, window: int) -> Floats:
+    """Share of hits (n, k) among each `window` consecutive rows, float64, shape (n - window + 1, k)."""
     if not 1 <= window <= len(hits):
         raise ValueError(f"window must be in 1..{len(hits)}, the number of rows, got {window}.")
     sums = np.concatenate([np.zeros((1, hits.shape[1])), np.cumsum(hits, axis=0)])

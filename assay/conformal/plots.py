@@ -34,12 +34,13 @@ _SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """Colours of a picture of intervals."""
+    """Colours of the pictures."""
 
     truth: str = _INK
     forecast: str = _ACCENT
     band: str = _BAND
     missed: str = _ALARM
+    quiet: str = _MUTED
 
 
 def draw_intervals(
@@ -68,6 +69,24 @@ def draw_intervals(
     if alarm is not None:
         axes.axvline(alarm, color=colours.missed, linewidth=1.4, linestyle=(0, (5, 3)))
     axes.set_ylim(bottom, top)
+
+
+def draw_rolling_coverage(
+    axes: Axes, steps: npt.NDArray[np.int64], shares: Floats, alpha: float, window: int, colours: Colours
+) -> None:
+    """The picture of `rolling_coverage_plot` on axes of one's own; `steps` are where the windows end."""
+    error = float(np.sqrt(alpha * (1 - alpha) / window))
+    axes.axhspan(max(0.0, 1 - alpha - 2 * error), min(1.0, 1 - alpha + 2 * error), color=colours.band, linewidth=0)
+    axes.axhline(1 - alpha, color=colours.quiet, linewidth=1.2, linestyle=(0, (5, 3)))
+    axes.plot(steps, shares, color=colours.forecast, linewidth=1.4)
+    axes.set_ylim(min(0.5, float(shares.min()) - 0.02), 1.02)
+
+
+def draw_set_sizes(axes: Axes, counts: npt.NDArray[np.int64], colours: Colours) -> None:
+    """The picture of `set_sizes` on axes of one's own; counts[k] sets hold k."""
+    axes.bar(np.arange(len(counts)), counts, width=0.8, color=colours.forecast)
+    axes.set_ylim(0, 1.08 * max(1, int(counts.max())))
+    axes.locator_params(axis="both", integer=True)
 
 
 def intervals_over_time(
@@ -124,13 +143,10 @@ def rolling_coverage_plot(
     shares = rolling_coverage(y, intervals, window)
     if shares.shape[1] != 1 or not 0 < alpha < 1:
         raise ValueError(f"a picture has one level alpha in (0, 1), got {shares.shape[1]} levels and alpha={alpha!r}.")
-    error = float(np.sqrt(alpha * (1 - alpha) / window))
 
     def draw(axes: Axes) -> None:
-        axes.axhspan(max(0.0, 1 - alpha - 2 * error), min(1.0, 1 - alpha + 2 * error), color=_BAND, linewidth=0)
-        axes.axhline(1 - alpha, color=_MUTED, linewidth=1.2, linestyle=(0, (5, 3)))
-        axes.plot(np.arange(window - 1, window - 1 + len(shares)), shares[:, 0], color=_ACCENT, linewidth=1.4)
-        axes.set_ylim(min(0.5, float(shares.min()) - 0.02), 1.02)
+        steps = np.arange(window - 1, window - 1 + len(shares))
+        draw_rolling_coverage(axes, steps, shares[:, 0], alpha, window, Colours())
         axes.set_xlabel("step")
         axes.set_ylabel(f"coverage of the last {window}")
 
@@ -159,10 +175,9 @@ def set_sizes(sizes: npt.ArrayLike, n_candidates: int, *, title: str = "Sizes of
     counts = np.bincount(values, minlength=n_candidates + 1)
 
     def draw(axes: Axes) -> None:
-        axes.bar(np.arange(n_candidates + 1), counts, width=0.8, color=_ACCENT)
+        draw_set_sizes(axes, counts, Colours())
         axes.set_xlabel("sequences in the set")
         axes.set_ylabel("sets")
-        axes.locator_params(axis="both", integer=True)
 
     return _svg(draw, title, f"{len(values)} sets, on average {values.mean():.2f} of {n_candidates} sequences.")
 

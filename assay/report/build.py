@@ -18,7 +18,7 @@ from assay.detection.multiplicity import benjamini_hochberg
 from assay.report import shares, wording
 from assay.report.columns import Booleans, Floats, Identity, Integers, ResultColumns, most_certain
 from assay.report.excerpts import clean, fit
-from assay.report.monitoring import monitored
+from assay.report.monitoring import Watched, watched
 from assay.report.records import (
     SHORT_TOKENS,
     Counts,
@@ -26,7 +26,6 @@ from assay.report.records import (
     Excerpt,
     InputFile,
     KeyRecord,
-    MonitoredSource,
     RejectReason,
     TokenizerRecord,
     Version,
@@ -52,7 +51,7 @@ class Circumstances:
     outputs: Sequence[InputFile]
     tokenizer: TokenizerRecord | None
     rejects: Sequence[RejectReason]
-    monitoring: tuple[MonitoredSource, ...]
+    watched: Watched
 
 
 def from_results(
@@ -108,7 +107,7 @@ def from_results(
         outputs=(),
         tokenizer=tokenizer_record(tokenizer),
         rejects=rejects,
-        monitoring=monitored(monitoring),
+        watched=watched(monitoring),
     )
     return assemble(columns, fdr, _placed([row[0] for row in rows], excerpts), circumstances)
 
@@ -160,7 +159,8 @@ def assemble(
         tokenizer=circumstances.tokenizer,
         rejects=tuple(RejectReason(reason=clean(one.reason), rows=one.rows) for one in circumstances.rejects),
         limits=wording.LIMITS,
-        monitoring=circumstances.monitoring,
+        monitoring=circumstances.watched.scores,
+        labelling=circumstances.watched.labels,
     )
 
 

@@ -14,14 +14,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from assay.conformal.plots import Colours, draw_intervals
-from assay.report.records import SHORT_TOKENS, Histogram, LengthBucket, MonitoredSource
+from assay.conformal.evaluation import rolling_share
+from assay.conformal.plots import Colours, draw_intervals, draw_rolling_coverage, draw_set_sizes
+from assay.report.records import SHORT_TOKENS, Histogram, LabelledSource, LengthBucket, MonitoredSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _MUTED, _RULE, _ACCENT, _BAND, _MARK = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 _CLASSES = {_INK: "ink", _MUTED: "muted", _RULE: "rule", _ACCENT: "accent", _BAND: "band", _MARK: "mark"}
+_COLOURS = Colours(truth=_INK, forecast=_ACCENT, band=_BAND, missed=_MARK, quiet=_MUTED)
 _WIDTH, _DPI = 720, 72
 _SETTINGS = {
     "svg.hashsalt": "assay.report",
@@ -93,12 +95,49 @@ def monitored(source: MonitoredSource, *, name: str, title: str, description: st
             np.column_stack([source.lower, source.upper]),
             np.array(source.missed),
             None if source.alarm is None else source.alarm + 1,
-            Colours(truth=_INK, forecast=_ACCENT, band=_BAND, missed=_MARK),
+            _COLOURS,
         )
+        axes.set_xlim(*_ends(first, first + len(source.scores) - 1))
         axes.set_xlabel("number of the score, in the order of time")
         axes.set_ylabel("score")
 
     return _svg(draw, height=280, top=8, name=name, title=title, description=description)
+
+
+def rolling_coverage(source: MonitoredSource, *, window: int, name: str, title: str, description: str) -> str:
+    """Share of each `window` scores in a row that stayed inside their intervals, in percent, above the last of them."""
+    shares = rolling_share(~np.array(source.missed)[:, None], window)[:, 0]
+
+    def draw(axes: Axes) -> None:
+        last = np.arange(source.first + window, source.first + window + len(shares))
+        draw_rolling_coverage(axes, last, shares, source.alpha, window, _COLOURS)
+        axes.axhline(1 - source.max_miss_rate, color=_MARK, linewidth=1.2, linestyle=(0, (1, 3)))
+        if source.alarm is not None:
+            axes.axvline(source.alarm + 1, color=_MARK, linewidth=1.4, linestyle=(0, (5, 3)))
+        # As wide as the picture of the scores above it, so that one can be read under the other.
+        axes.set_xlim(*_ends(source.first + 1, source.first + len(source.scores)))
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}")
+        axes.set_xlabel("number of the score, in the order of time")
+        axes.set_ylabel(f"inside, % of {window}")
+
+    return _svg(draw, height=220, top=8, name=name, title=title, description=description)
+
+
+def set_sizes(source: LabelledSource, *, name: str, title: str, description: str) -> str:
+    """For how many steps 0, 1, ... states remain possible."""
+
+    def draw(axes: Axes) -> None:
+        draw_set_sizes(axes, np.array(source.sizes), _COLOURS)
+        axes.set_xlabel("states that remain possible")
+        axes.set_ylabel("steps")
+
+    return _svg(draw, height=220, top=8, name=name, title=title, description=description)
+
+
+def _ends(first: int, last: int) -> tuple[float, float]:
+    """Where matplotlib ends an axis whose data go from the one to the other."""
+    margin = 0.05 * (last - first) or 0.5
+    return first - margin, last + margin
 
 
 def bucket_label(bucket: LengthBucket) -> str:

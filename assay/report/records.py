@@ -20,6 +20,9 @@ SHORT_TOKENS = 200
 MOST_STEPS = 500
 """Most scores of a monitored source that a report holds."""
 
+MOST_STATES = 64
+"""Most states of a labelled source: more bars cannot be read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Excerpt:
@@ -264,6 +267,45 @@ class MonitoredSource:
             raise ValueError("scores and point of a monitored source must be finite.")
         if not all(low <= high for low, high in zip(self.lower, self.upper, strict=True)):
             raise ValueError("lower of a monitored source must be at most upper.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSource:
+    """Exact sets of states for the steps of one source, such as authors of the sentences of a mixed document.
+
+    Attributes
+    ----------
+    source
+        Name of the source.
+    words
+        The outcome, with the coverage and what it rests on, in two sentences.
+    alpha
+        Miscoverage level of each set, in (0, 1).
+    states
+        The states that can occur, as text; at most 64.
+    n_sets
+        Sets, each for one or more steps at once.
+    sizes
+        sizes[k]: for how many steps k of the states remain possible, k from 0 to the number of states.
+    """
+
+    source: str
+    words: str
+    alpha: float
+    states: tuple[str, ...]
+    n_sets: int
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha must be in (0, 1), got {self.alpha}.")
+        if not 1 <= len(self.states) <= MOST_STATES or len(self.sizes) != len(self.states) + 1:
+            raise ValueError(
+                f"a labelled source must have 1..{MOST_STATES} states and one size more, got {len(self.states)} and "
+                f"{len(self.sizes)}."
+            )
+        if min(self.sizes) < 0 or not 1 <= self.n_sets <= sum(self.sizes):
+            raise ValueError(f"sizes must be at least 0 and n_sets in 1..{sum(self.sizes)}, got {self.n_sets}.")
 
 
 @dataclass(frozen=True, kw_only=True)

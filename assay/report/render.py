@@ -15,11 +15,13 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup, escape
 
+from assay.conformal.evaluation import rolling_share
 from assay.detection.result import format_evalue, format_pvalue
 from assay.report import plots
-from assay.report.records import Document, Excerpt, Histogram, LengthBucket, MonitoredSource
+from assay.report.records import Document, Excerpt, Histogram, LabelledSource, LengthBucket, MonitoredSource
 from assay.report.wording import percent
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ _MONTHS = (
 )  # fmt: skip
 MOST_SOURCES = 30
 MOST_INPUTS = 50
+# Scores in each window of the rolling coverage: half of a short series, and no picture where that says nothing.
+_ROLLING, _FEWEST_ROLLING = 50, 10
 
 
 class Level(NamedTuple):
@@ -68,6 +72,7 @@ def page(report: Report) -> str:
         cautious=len(report.keys) > 1 or not set(report.tests) <= {"gumbel-sum"},
         excerpts=[_excerpt(document, document.excerpt) for document in report.documents if document.excerpt],
         monitored=[_monitored(place, one) for place, one in enumerate(report.monitoring, 1)],
+        labelled=[_labelled(place, one) for place, one in enumerate(report.labelling, 1)],
         most_sources=MOST_SOURCES,
         most_inputs=MOST_INPUTS,
     )
@@ -172,7 +177,27 @@ def _monitored(place: int, source: MonitoredSource) -> dict[str, Any]:
     )
     # The name of the source stays out of the picture: nothing that strangers wrote enters one.
     svg = plots.monitored(source, name=f"monitor-{place}", title=f"Monitored source {place}", description=words)
-    return {"record": source, "part": part, "plot": Markup(svg)}  # noqa: S704 - drawn from numbers alone
+    rolling = None
+    window = min(_ROLLING, shown // 2)
+    if window >= _FEWEST_ROLLING:
+        shares = rolling_share(~np.array(source.missed)[:, None], window)
+        words = (
+            f"Line chart of the share of scores inside their intervals, over {window} scores at a time. It lies "
+            f"between {percent(float(shares.min()))} and {percent(float(shares.max()))}; the target is "
+            f"{percent(1 - source.alpha)}. {alarm}"
+        )
+        drawn = plots.rolling_coverage(
+            source, window=window, name=f"rolling-{place}", title=f"Coverage of source {place}", description=words
+        )
+        rolling = {"plot": Markup(drawn), "window": window}  # noqa: S704 - drawn from numbers alone
+    return {"record": source, "part": part, "plot": Markup(svg), "rolling": rolling}  # noqa: S704 - numbers alone
+
+
+def _labelled(place: int, source: LabelledSource) -> dict[str, Any]:
+    bars = ", ".join(f"{left}: {count:,}" for left, count in enumerate(source.sizes))
+    words = f"Bar chart: steps by how many of {len(source.states)} states remain possible. {bars}."
+    svg = plots.set_sizes(source, name=f"sets-{place}", title=f"Labelled source {place}", description=words)
+    return {"record": source, "plot": Markup(svg)}  # noqa: S704 - drawn from numbers alone
 
 
 def _excerpt(document: Document, excerpt: Excerpt) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from assay.report.records import (
     Histogram,
     InputFile,
     KeyRecord,
+    LabelledSource,
     LengthBucket,
     MonitoredSource,
     RejectReason,
@@ -27,6 +28,8 @@ from assay.report.records import (
 )
 
 if TYPE_CHECKING:
+    from assay.conformal.markov import StateSets
+    from assay.conformal.mixed_documents import SentenceLabels
     from assay.conformal.monitor import MonitorResult
     from assay.detection.detect import DetectionKeys
     from assay.watermark.keys import KeyInfo, SecretKey
@@ -80,6 +83,8 @@ class Report:
         What the numbers do and do not mean, one sentence or two each.
     monitoring
         Sources whose scores were watched over time; left out of the JSON where there are none.
+    labelling
+        Sources for whose steps there are sets of states; left out of the JSON where there are none.
     """
 
     SCHEMA: ClassVar[str] = "assay.report/1"
@@ -107,6 +112,7 @@ class Report:
     rejects: tuple[RejectReason, ...]
     limits: tuple[str, ...]
     monitoring: tuple[MonitoredSource, ...] = ()
+    labelling: tuple[LabelledSource, ...] = ()
 
     def __post_init__(self) -> None:
         datetime.strptime(self.made, MADE_FORMAT)
@@ -127,7 +133,7 @@ class Report:
         rejects: Sequence[RejectReason] = (),
         listed: int = 20,
         made: datetime | None = None,
-        monitoring: Iterable[tuple[str, MonitorResult]] = (),
+        monitoring: Iterable[tuple[str, MonitorResult | Sequence[SentenceLabels | StateSets]]] = (),
     ) -> Report:
         """A report on test results in memory.
 
@@ -154,7 +160,8 @@ class Report:
             Time of the report, with a time zone; default now.
         monitoring
             Tuples (source, MonitorResult) of sources watched over time, at most 30. Of a longer series the report holds
-            500 scores in a row: those around the alarm, else the last ones.
+            500 scores in a row: those around the alarm, else the last ones. Or (source, list of `SentenceLabels` or
+            `StateSets`) of sources whose steps were labelled, of one level and one list of states each.
 
         Raises
         ------
@@ -194,7 +201,7 @@ class Report:
         title: str = "Watermark audit",
         listed: int = 20,
         made: datetime | None = None,
-        monitoring: Iterable[tuple[str, MonitorResult]] = (),
+        monitoring: Iterable[tuple[str, MonitorResult | Sequence[SentenceLabels | StateSets]]] = (),
     ) -> Report:
         """A report on a finished corpus run.
 

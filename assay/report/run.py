@@ -22,7 +22,7 @@ from assay.report import canonical
 from assay.report.build import NO_SOURCE, Circumstances, assemble, check_fdr
 from assay.report.columns import Identity, ResultColumns, most_certain
 from assay.report.excerpts import clean, excerpt_of
-from assay.report.monitoring import monitored
+from assay.report.monitoring import watched
 from assay.report.records import Excerpt, InputFile, KeyRecord, RejectReason, TokenizerRecord
 from assay.report.report import Report
 from assay.watermark.schemes import config_from
@@ -71,7 +71,7 @@ def from_run(
         outputs=[_output(out_dir / name) for name in _OUTPUTS],
         tokenizer=TokenizerRecord(name=clean(summary.tokenizer["name"]), sha256=summary.tokenizer["sha256"]),
         rejects=[RejectReason(reason=reason, rows=rows) for reason, rows in summary.rejects_by_reason.items()],
-        monitoring=monitored(monitoring),
+        watched=watched(monitoring),
     )
     return assemble(columns, fdr, shown, circumstances)
 

@@ -95,6 +95,18 @@ def monitored(n_scores: int, n_missed: int, alarm: int | None, max_miss_rate: fl
     return f"Alarm at score {alarm + 1:,}: {left}. {bound}"
 
 
+def labelled(sizes: Sequence[int], n_sets: int, alpha: float) -> str:
+    """How many steps are decided, and what all sets promise."""
+    parts = [(sizes[1], "one state left"), (sum(sizes[2:]), "several"), (sizes[0], "none, since nothing fits")]
+    left = ", ".join(f"{count:,} {'have' if count != 1 else 'has'} {words}" for count, words in parts if count)
+    whose = "The set" if n_sets == 1 else f"Each of the {n_sets:,} sets"
+    return (
+        f"Of {sum(sizes):,} {'steps' if sum(sizes) != 1 else 'step'}, {left}. {whose} holds the true states of all its "
+        f"steps with probability at least {percent(1 - alpha)}, if the states form a Markov chain and each symbol "
+        "depends on its own state and the one before only."
+    )
+
+
 def percent(share: float) -> str:
     """A share as a percentage for people: three significant digits, never rounded to 0 or to 100."""
     value = 100 * share

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from assay.conformal import MonitorResult, monitor_scores
+from assay.conformal import MonitorResult, SentenceLabeller, SentenceLabels, monitor_scores
 from assay.detection.gumbel import sum_test
 from assay.detection.result import TestResult
 from assay.report import Excerpt, InputFile, RejectReason, Report
@@ -74,7 +74,16 @@ def watched() -> MonitorResult:
 
 
 @pytest.fixture(scope="session")
-def full_report(synthetic: Synthetic, watched: MonitorResult) -> Report:
+def labelled() -> list[SentenceLabels]:
+    """Sets for 30 stretches of one to three sentences that follow 63 known ones; the detector is a fair one."""
+    rng = np.random.default_rng(6)
+    known = (["human"] * 12 + ["llm"] * 9) * 3
+    labeller = SentenceLabeller([0.0, 1.0, 2.0]).fit(known, rng.normal(size=63) + 2 * (np.array(known) == "llm"))
+    return [labeller.predict(rng.normal(size=1 + i % 3) + 2 * (i % 2), rng=rng) for i in range(30)]
+
+
+@pytest.fixture(scope="session")
+def full_report(synthetic: Synthetic, watched: MonitorResult, labelled: list[SentenceLabels]) -> Report:
     """A report with something in every field."""
     order = sorted(synthetic.results, key=lambda row: row[2].log_pvalue)
     return synthetic.report(
@@ -82,7 +91,7 @@ def full_report(synthetic: Synthetic, watched: MonitorResult) -> Report:
         excerpts=[synthetic.excerpts[row[0]] for row in order[:3]],
         inputs=[InputFile(name="a.jsonl", sha256="9f" * 32, size=48), InputFile(name="x", sha256=None, size=None)],
         rejects=[RejectReason(reason="invalid UTF-8", rows=3)],
-        monitoring=[("agency wire", watched)],
+        monitoring=[("agency wire", watched), ("columns", labelled)],
     )
 
 

@@ -243,10 +243,10 @@ def test_pictures_and_tables_speak_to_screen_readers(full_report: Report) -> Non
     (html,) = page.all("html")
     assert html["lang"] == "en"
     pictures = [a for a in page.all("svg") if a.get("aria-hidden") != "true"]
-    assert len(pictures) == 3
+    assert len(pictures) == 5
     assert all(a["role"] == "img" and a["aria-labelledby"] for a in pictures)
-    assert len(page.all("title")) == 4  # the page's and the pictures'
-    assert len(page.all("desc")) == 3
+    assert len(page.all("title")) == 6  # the page's and the pictures'
+    assert len(page.all("desc")) == 5
     assert len(page.all("caption")) == len(page.all("table")) > 4
     assert all(a["scope"] in ("col", "row") for a in page.all("th"))
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]

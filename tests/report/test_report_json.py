@@ -196,7 +196,7 @@ def valid(value: Any, schema: dict, root: dict) -> bool:
         properties = schema["properties"]
         assert schema["additionalProperties"] is False
         required = set(schema["required"])
-        assert properties.keys() - required <= {"monitoring"}
+        assert properties.keys() - required <= {"monitoring", "labelling"}
         return (
             isinstance(value, dict)
             and required <= value.keys() <= properties.keys()

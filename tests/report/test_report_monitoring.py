@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assay.conformal import MonitorResult, monitor_scores
+from assay.conformal import MarkovSets, MonitorResult, SentenceLabels, monitor_scores
 from assay.report import Report, verify
-from assay.report.records import MOST_STEPS, MonitoredSource
+from assay.report.records import MOST_STEPS, LabelledSource, MonitoredSource
 from assay.watermark.keys import SecretKey
 from tests.report.test_report_html import HOSTILE, Page, inert
 
@@ -132,7 +132,8 @@ def test_same_bytes_twice(watched: MonitorResult) -> None:
     [
         ([("wire",)], r"tuples \(source, MonitorResult\), got tuple"),
         (["wire"], "got str"),
-        ([("wire", {"alarm": 3})], "got tuple"),
+        ([("wire", {"alarm": 3})], "list of SentenceLabels or StateSets.*, got dict"),
+        ([("wire", [])], "got list as the second"),
         ([("wire", quiet(3, 1)), ("wire", quiet(3, 1))], "2 with 1 names"),
         ([(str(i), quiet(3, 1)) for i in range(31)], "at most 30 sources"),
         ([("wire", replace(quiet(3, 1), point=np.full(3, np.inf)))], "scores and point .* must be finite"),
@@ -160,5 +161,115 @@ def test_what_is_no_monitoring_is_refused(monitoring: list, message: str) -> Non
 def test_a_strangers_record_is_checked(changes: dict, message: str) -> None:
     (one,) = Report.from_results([], monitoring=[("desk", quiet(30, 6))]).monitoring
     assert isinstance(one, MonitoredSource)
+    with pytest.raises(ValueError, match=message):
+        replace(one, **changes)
+
+
+# --- rolling coverage ------------------------------------------------------------------------------------------------
+
+
+def test_rolling_coverage_is_that_of_the_scores_shown(watched: MonitorResult) -> None:
+    html = Report.from_results([], monitoring=[("wire", watched)]).to_html()
+    hits = ~watched.missed[watched.alarm - 250 : watched.alarm + 250]
+    shares = [sum(hits[i : i + 50]) / 50 for i in range(451)]
+    words = f"over 50 scores at a time. It lies between {100 * min(shares):.3g}% and {100 * max(shares):.3g}%; "
+    assert words + f"the target is 90%. An alarm is raised at score {watched.alarm + 1}." in html
+    assert "the 85% that is still in order" in html
+    labels = [picture.get("aria-labelledby") for picture in inert(html).all("svg")]
+    assert "rolling-1-title rolling-1-desc" in labels
+
+
+@pytest.mark.parametrize(("n", "window"), [(19, None), (20, 10), (60, 30), (300, 50)])
+def test_short_series_have_short_windows_or_no_rolling_coverage(n: int, window: int | None) -> None:
+    html = Report.from_results([], monitoring=[("desk", quiet(n, 7))]).to_html()
+    inert(html)
+    if window is None:
+        assert "at a time" not in html
+    else:
+        assert f"Coverage of the same scores, {window} at a time." in html
+
+
+# --- sizes of sets ---------------------------------------------------------------------------------------------------
+
+
+def test_the_sizes_are_those_of_the_verdicts(labelled: list[SentenceLabels]) -> None:
+    (one,) = Report.from_results([], monitoring=[("column", labelled)]).labelling
+    left = [len(verdict) for labels in labelled for verdict in labels.verdicts]
+    assert one.sizes == (0, left.count(1), left.count(2))
+    assert min(one.sizes[1:]) > 0  # both happen, or this could not fail
+    assert (one.n_sets, sum(one.sizes), one.states, one.alpha) == (30, 60, ("human", "llm"), 0.1)
+    assert one.sizes[1] == sum(labels.decided for labels in labelled)
+    assert one.words.startswith(f"Of 60 steps, {one.sizes[1]} have one state left, {one.sizes[2]} have several. Each")
+    assert "with probability at least 90%, if the states form a Markov chain" in one.words
+    sets = [labels.sets for labels in labelled]
+    assert Report.from_results([], monitoring=[("column", sets)]).labelling == (one,)
+
+
+def test_sets_of_a_chain_without_symbols_and_empty_ones() -> None:
+    rng = np.random.default_rng(1)
+    chain = MarkovSets(range(3), alpha=0.9, randomised=True).fit(rng.integers(0, 3, 40).tolist())
+    sets = [chain.predict(1, rng=rng) for _ in range(20)]
+    (one,) = Report.from_results([], monitoring=[("machine", sets)]).labelling
+    assert one.states == ("0", "1", "2")
+    assert one.sizes[0] == sum(found.size == 0 for found in sets) > 0
+    assert f"{one.sizes[0]} have none, since nothing fits" in one.words
+
+
+def test_labelled_sources_round_trip_are_signed_and_drawn(
+    watched: MonitorResult, labelled: list[SentenceLabels], make_signer: Callable[[int], SecretKey], tmp_path: Path
+) -> None:
+    report = Report.from_results([], monitoring=[("wire", watched), ("column", labelled)])
+    assert Report.from_json(report.to_json()) == report
+    report.save(tmp_path, sign_with=make_signer(1))
+    assert verify(tmp_path)
+    (one,) = report.labelling
+    data = (tmp_path / "report.json").read_bytes()
+    sizes = f'"sizes":[0,{one.sizes[1]},{one.sizes[2]}]'.encode()
+    assert sizes in data
+    (tmp_path / "report.json").write_bytes(data.replace(sizes, b'"sizes":[0,60,0]'))
+    assert not verify(tmp_path)
+    html = report.to_html()
+    labels = [picture.get("aria-labelledby") for picture in inert(html).all("svg")]
+    assert "sets-1-title sets-1-desc" in labels
+    assert f"how many of 2 states remain possible. 0: 0, 1: {one.sizes[1]}, 2: {one.sizes[2]}." in html
+    alone = Report.from_results([], monitoring=[("column", labelled)]).to_html()
+    assert {"href": "#monitoring"} in Page(alone).all("a")
+    assert "An alarm says" not in alone
+
+
+def test_hostile_states_stay_text() -> None:
+    rng = np.random.default_rng(2)
+    chain = MarkovSets(HOSTILE).fit([HOSTILE[i % len(HOSTILE)] for i in range(30)])
+    html = Report.from_results([], monitoring=[(HOSTILE[0], [chain.predict(1, rng=rng)])]).to_html()
+    inert(html)
+    assert Page(html).all("svg")
+
+
+def test_sets_that_do_not_belong_together_are_refused(labelled: list[SentenceLabels]) -> None:
+    rng = np.random.default_rng(3)
+    other = MarkovSets(["human", "llm"], alpha=0.2).fit(["human", "llm"]).predict(1, rng=rng)
+    with pytest.raises(ValueError, match="one alpha and the same states"):
+        Report.from_results([], monitoring=[("column", [*labelled, other])])
+    many = MarkovSets(range(65)).fit([1, 2]).predict(1, rng=rng)
+    with pytest.raises(ValueError, match="at most 64 states"):
+        Report.from_results([], monitoring=[("column", [many])])
+    with pytest.raises(ValueError, match="each once"):
+        Report.from_results([], monitoring=[("column", [other]), ("column", [other])])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 0.0}, "alpha must be"),
+        ({"states": ()}, r"must have 1\.\.64 states"),
+        ({"sizes": (1, 2)}, "one size more"),
+        ({"sizes": (-1, 30, 31)}, "sizes must be"),
+        ({"n_sets": 61}, "n_sets in"),
+        ({"n_sets": 0}, "n_sets in"),
+    ],
+)
+def test_a_strangers_labels_are_checked(labelled: list[SentenceLabels], changes: dict, message: str) -> None:
+    (one,) = Report.from_results([], monitoring=[("column", labelled)]).labelling
+    assert isinstance(one, LabelledSource)
     with pytest.raises(ValueError, match=message):
         replace(one, **changes)
