@@ -51,12 +51,12 @@ def serve(
         _needs_service()
         from assay.service.app import open_state
         from assay.service.settings import Settings
-        from assay.service.supervise import Workers
+        from assay.service.supervise import SUPERVISOR, Workers
 
         settings = Settings.from_environment(
             data=data.absolute(), database_url=database_url, model=model, job_workers=job_workers
         )
-        environment = _environment(settings)
+        environment = _environment(settings) | {SUPERVISOR: str(os.getpid())}
         os.environ.update(environment)
         # Opened once before any process starts: migrations run, the master key is made, mistakes show here.
         state = open_state(settings)
@@ -69,7 +69,7 @@ def serve(
         import uvicorn
 
         uvicorn.run(
-            "assay.service.app:create_app",
+            "assay.service.app:create_app" if processes == 1 else "assay.service.supervise:create_app",
             factory=True,
             host=host,
             port=port,

@@ -10,6 +10,7 @@ import time
 from datetime import UTC, date, datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -147,8 +148,8 @@ class StoredReport(Base):
 def open_engine(url: str) -> Engine:
     """An engine for a URL; SQLite gets a lock timeout, WAL and enforced foreign keys."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+        return create_engine(url, pool_pre_ping=True, json_serializer=_json)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, json_serializer=_json)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
@@ -159,6 +160,10 @@ def open_engine(url: str) -> Engine:
         cursor.close()
 
     return engine
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _use_write_ahead_log(cursor: Any, patience: float = 30.0) -> None:

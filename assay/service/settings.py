@@ -56,6 +56,8 @@ class Settings:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.detections_per_key_per_day > 10**9:
+            raise ValueError(f"detections_per_key_per_day must be at most 1e9, got {self.detections_per_key_per_day}.")
         for name in ("requests_per_second", "lease_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

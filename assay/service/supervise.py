@@ -1,21 +1,47 @@
-"""The job workers of a server: processes that are started with it, replaced when they die, and stopped with it."""
+"""The processes of a service: job workers are started with it, replaced when they die, and stopped with it.
+
+None outlives the process that started it, even if that is killed: an orphan would hold the port against a new start.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from assay.service.worker import PARENT
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+SUPERVISOR: Final = "ASSAY_SERVER_PARENT"
+"""The process id of `assay serve`, for the server processes that it starts."""
 
 _LOOK: Final = 0.5
 _PAUSE: Final = 5.0  # seconds between two starts of one worker, so that a broken installation does not spin
 _PATIENCE: Final = 20.0  # seconds for a worker to end when asked
+
+
+def create_app() -> FastAPI:
+    """The application in one of several server processes: the process ends in good order when `assay serve` is gone."""
+    from assay.service import app
+
+    made = app.create_app()
+    supervisor = int(os.environ[SUPERVISOR])
+
+    def watch() -> None:
+        while os.getppid() == supervisor:
+            time.sleep(_LOOK)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="assay-supervisor", daemon=True).start()
+    return made
 
 
 class Workers:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
+from serve_process import Server
 from service_app import Service
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
@@ -139,3 +140,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 def service(start: Callable[..., Service]) -> Service:
     """A service over SQLite with the default settings."""
     return start()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts `assay serve` over one data folder, as often as asked; all of it ends with the test."""
+    started: list[Server] = []
+
+    def begin(*options: str, **environment: str) -> Server:
+        started.append(Server(tmp_path / "data", *options, environment=environment))
+        return started[-1]
+
+    yield begin
+    for server in started:
+        server.kill_all()
+        server.client.close()

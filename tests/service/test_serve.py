@@ -1,114 +1,21 @@
-"""`assay serve` as people start it: a process, HTTP on a socket, kill -9 of workers and of the server, SIGTERM."""
+"""`assay serve` as people start it: a process, HTTP on a socket, a job from upload to results, SIGTERM."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import socket
 import stat
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import httpx
-import numpy as np
 import pytest
-from pyarrow import parquet
+from serve_process import LIMIT_S, Server, gone
 
-from assay.detection.corpus import run
-from assay.service import audit
-from assay.service.app import open_database, open_state
-from assay.service.settings import Settings
-
-LIMIT_S = 120.0
 TEXT = "The assayer weighs what the founder has cast, and the stamp says what the scales have found."
 DOCUMENTS = 400
-SHARDS = DOCUMENTS // 2
 CORPUS = b"".join(json.dumps({"id": i, "text": f"{TEXT} {i} {i * i}"}).encode() + b"\n" for i in range(DOCUMENTS))
-
-
-class Server:
-    """A started `assay serve`."""
-
-    def __init__(self, data: Path, *options: str, environment: dict[str, str] | None = None) -> None:
-        self.data = data
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.log = data.parent / f"log-{self.port}"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "assay", "serve", "--data", str(data), "--port", str(self.port), *options],
-                env=os.environ | (environment or {}),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=LIMIT_S)
-        self.wait_for(self._answers)
-        token = (data / "first-api-key").read_text().strip()
-        self.client.headers["authorization"] = f"Bearer {token}"
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return self.client.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def wait_for(self, what: Callable[[], bool]) -> None:
-        until = time.monotonic() + LIMIT_S
-        while not what():
-            assert time.monotonic() < until, self.log.read_text()
-            time.sleep(0.05)
-
-    def workers(self) -> list[int]:
-        """Process ids of the job workers, which are children of the server."""
-        found = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid), "-f", "assay.service.worker"], capture_output=True
-        )
-        return [int(line) for line in found.stdout.split()]
-
-    def state(self, job: str) -> str:
-        return self.client.get(f"/v1/jobs/{job}").json()["state"]
-
-    def kill(self) -> None:
-        """kill -9 of the server alone; its workers find out by themselves."""
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        self.process.terminate()
-        return self.process.wait(timeout=LIMIT_S)
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    started: list[Server] = []
-
-    def start(*options: str, **environment: str) -> Server:
-        started.append(Server(tmp_path / "data", *options, environment=environment))
-        return started[-1]
-
-    yield start
-    for server in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
-        server.client.close()
-
-
-def gone(pid: int) -> bool:
-    try:
-        return "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return True
 
 
 def exercise(server: Server) -> None:
@@ -191,115 +98,3 @@ def test_api_keys(tmp_path: Path) -> None:
     done = command("revoke", "acme", answer["id"])
     assert done.returncode == 0, done.stderr
     assert answer["token"] not in done.stdout + done.stderr
-
-
-def expected_results(server: Server, job: str, out: Path) -> Any:
-    """What the library gives for the corpus that the server stored."""
-    key_id = server.client.get(f"/v1/jobs/{job}").json()["keys"][0]
-    key = open_state(Settings(data=server.data)).keys.key("default", key_id)
-    run(server.data / "jobs" / job / "corpus.jsonl", key, out=out, id_column="id", shard_rows=2, progress=False)
-    return parquet.read_table(out / "results.parquet")
-
-
-@pytest.mark.slow
-def test_kill_of_workers_loses_and_doubles_nothing(serve: Callable[..., Server], tmp_path: Path) -> None:
-    """kill -9 of the worker after a random number of further shards, five times; another is started and goes on.
-
-    The attempts of a job that comes further are no failures: there are as many kills as a job may fail.
-    """
-    server = serve(ASSAY_LEASE_SECONDS="2")
-    server.client.post("/v1/keys", json={})
-    job = server.client.post("/v1/jobs?shard_rows=2&id_column=id", content=CORPUS).json()["id"]
-    manifest = server.data / "jobs" / job / "run" / "ledger" / "manifest.jsonl"
-
-    def shards() -> int:
-        return manifest.read_bytes().count(b'"shard"') if manifest.exists() else 0
-
-    rng = np.random.default_rng(8)
-    seen, killed = [], [0]
-    for _ in range(5):
-        wanted = min(shards() + int(rng.integers(1, 20)), SHARDS - 20)
-        server.wait_for(lambda wanted=wanted: bool(server.workers()) and (shards() >= wanted))  # type: ignore[misc]
-        time.sleep(float(rng.uniform(0, 0.1)))
-        assert server.workers() != killed
-        killed = server.workers()
-        for pid in server.workers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        seen.append(shards())
-    server.wait_for(lambda: server.state(job) in ("finished", "failed"))
-    assert server.state(job) == "finished"
-    assert sum(0 < count < SHARDS for count in seen) >= 3, seen  # most kills fell in the middle
-    found = parquet.read_table(server.data / "jobs" / job / "run" / "results.parquet")
-    assert found["doc_id"].to_pylist() == [str(i) for i in range(DOCUMENTS)]
-    expected = expected_results(server, job, tmp_path / "direct")
-    assert found.drop_columns(["source"]).equals(expected.drop_columns(["source"]))
-
-
-@pytest.mark.slow
-def test_kill_of_the_server_in_an_upload(serve: Callable[..., Server]) -> None:
-    """kill -9 in the middle of an upload: no half job; its workers end; a restart takes the same upload again."""
-    server = serve()
-    server.client.post("/v1/keys", json={})
-    workers = server.workers()
-    token = server.client.headers["authorization"]
-    sent, first = threading.Event(), b'{"text": "first line"}\n' * 2000
-
-    def upload() -> None:
-        def pieces() -> Iterator[bytes]:
-            yield first
-            sent.set()
-            time.sleep(LIMIT_S)
-            yield b'{"text": "last"}\n'
-
-        with contextlib.suppress(httpx.TransportError):
-            url = f"http://127.0.0.1:{server.port}/v1/jobs"
-            headers = {"authorization": token, "idempotency-key": "one"}
-            httpx.post(url, content=pieces(), headers=headers, timeout=LIMIT_S)
-
-    threading.Thread(target=upload, daemon=True).start()
-    assert sent.wait(LIMIT_S)
-    server.wait_for(lambda: any((server.data / "jobs").glob("job-*/corpus.jsonl")))
-    server.kill()
-    server.wait_for(lambda: all(gone(pid) for pid in workers))
-    again = serve()
-    assert again.client.get("/v1/jobs").json() == {"jobs": []}
-    answer = again.client.post("/v1/jobs", content=CORPUS, headers={"idempotency-key": "one"})
-    assert answer.status_code == 202
-    again.wait_for(lambda: again.state(answer.json()["id"]) == "finished")
-
-
-@pytest.mark.slow
-def test_kill_of_the_server_loses_no_answered_detection(serve: Callable[..., Server]) -> None:
-    """Every detection that was answered before kill -9 is in the audit log, and spent from its budget."""
-    server = serve("--job-workers", "0")
-    server.client.post("/v1/keys", json={})
-    engine, sessions = open_database(Settings(data=server.data))
-    from assay.service.auth import create_api_key
-
-    _, token = create_api_key(sessions, "default", ["detect"])
-    answered: list[int] = []
-
-    def ask() -> None:
-        with httpx.Client(headers={"authorization": f"Bearer {token}"}, timeout=10) as client:
-            while True:
-                try:
-                    answer = client.post(f"http://127.0.0.1:{server.port}/v1/detect", json={"text": TEXT})
-                except httpx.TransportError:
-                    return
-                if answer.status_code == 200:
-                    answered.append(1)
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    server.wait_for(lambda: len(answered) > 100)
-    server.kill()
-    for thread in threads:
-        thread.join(30)
-    logged = [event for event in audit.events(sessions, "default", limit=100_000) if event.action == "detect"]
-    assert len(answered) <= len(logged) <= len(answered) + 8  # at most one under way for each client
-    with engine.connect() as connection:
-        used = connection.exec_driver_sql("SELECT used FROM budgets").scalar()
-    assert used == len(logged)
-    engine.dispose()
