@@ -112,9 +112,9 @@ def self_log_odds(
 ) -> Floats:
     """Seeding "self": log odds ratio of each coin, float64, shape (k, 1), from the positions that show it.
 
-    Lists of different contexts share coins, so the green mass of the other candidates enters by its mean.
+    Lists of different contexts share coins, so only what each token says of its own coin is used.
     """
-    window, chance = config.window, config.chance
+    window = config.window
     places = np.arange(max(window, prompt_length), len(ids))
     log_odds = np.zeros(len(coins.positions))
     if len(places) == 0:
@@ -123,7 +123,7 @@ def self_log_odds(
     anchors = anchors_of(contexts, ids[places], prf_key)
     number_of = {}
     tested = set((coins.positions + prompt_length).tolist())
-    shares = np.exp(np.nan_to_num(model.log_prob, nan=0.0))
+    own = own_log_odds(np.exp(np.nan_to_num(model.log_prob, nan=0.0)), config)
     order = 0
     for place, anchor, token in zip(places.tolist(), anchors.tolist(), ids[places].tolist(), strict=True):
         if place in tested:
@@ -131,10 +131,19 @@ def self_log_odds(
             order += 1
         number = number_of.get((anchor, token))
         if number is not None:
-            share = shares[place - prompt_length : place - prompt_length + 1]
-            others = chance * (1.0 - share[0])
-            log_odds[number] += _evidence(share, np.array([True]), others, 0.0, bonus(config.delta))[0]
+            log_odds[number] += own[place - prompt_length]
     return bounded(log_odds)[:, None]
+
+
+def own_log_odds(shares: Floats, config: FixedListConfig | GreenListConfig) -> Floats:
+    """Log odds ratio of each coin from the token's own probability alone, float64, shape (k,), at least 0.
+
+    The green mass of the other candidates enters by its mean.
+    """
+    one = shares[:, None]
+    return bounded(
+        _evidence(one, np.ones_like(one, dtype=np.bool_), config.chance * (1.0 - one), 0.0, bonus(config.delta))
+    )[:, 0]
 
 
 def _probabilities(log_rows: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> Floats:

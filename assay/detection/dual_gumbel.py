@@ -139,11 +139,20 @@ def _weighted(draft: float, target: float) -> float:
     return (1.0 - TARGET_WEIGHT) * draft + TARGET_WEIGHT * target
 
 
+_RATES = (_TILTS, _TILTS * TARGET_WEIGHT / (1.0 - TARGET_WEIGHT))  # of keys A and B, scaled by the key's weight
+
+
 def _sum_log_evalue(n: int, draft: float, target: float) -> float:
-    """log of the mean over tilts r of prod (1 - r) exp(r Y) for both keys, r scaled by the key's weight."""
-    rates = (_TILTS, _TILTS * TARGET_WEIGHT / (1.0 - TARGET_WEIGHT))
-    exponents = sum(n * np.log1p(-r) + r * y for r, y in zip(rates, (draft, target), strict=True))
+    """log of the mean over tilts r of prod (1 - r) exp(r Y) for both keys."""
+    exponents = sum(n * np.log1p(-r) + r * y for r, y in zip(_RATES, (draft, target), strict=True))
     return float(special.logsumexp(exponents)) - math.log(len(_TILTS))
+
+
+def tilted_log_ratios(pivots: DualPivots) -> npt.NDArray[np.float64]:
+    """log of each token's factor (1 - r) exp(r Y) of both keys, shape (k, tilts): the e-value of the sum test."""
+    scores = (sum_scores(pivots.draft_words)[:, None], sum_scores(pivots.target_words)[:, None])
+    ratios: npt.NDArray[np.float64] = sum(np.log1p(-r) + r * y for r, y in zip(_RATES, scores, strict=True))
+    return ratios
 
 
 def documents_test(
@@ -231,15 +240,21 @@ def robust_test(pivots: DualPivots, log_probabilities: npt.NDArray[np.float64]) 
 
 def _mixed(pivots: DualPivots, log_p: npt.NDArray[np.float64], edit_rates: npt.NDArray[np.float64]) -> float:
     """log of the mean over (b, e) of prod over tokens of (1 - e) [(1 - b) L_A + b L_B] + e."""
-    weights = np.expm1(-log_p)
-    draft = -log_p - weights * race_scores(pivots.draft_words)
-    target = -log_p - weights * race_scores(pivots.target_words)
     logs = []
-    for share in _TARGET_SHARES:
-        either = np.logaddexp(math.log1p(-share) + draft, math.log(share) + target)
+    for either in shared_log_ratios(pivots, log_p):
         with np.errstate(divide="ignore"):
             logs += [np.sum(np.logaddexp(math.log1p(-e) + either, np.log(e))) for e in edit_rates]
     return float(special.logsumexp(logs)) - math.log(len(logs))
+
+
+def shared_log_ratios(pivots: DualPivots, log_p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """log of (1 - b) L_A + b L_B for each share b of key B and each token, shape (shares, k)."""
+    weights = np.expm1(-log_p)
+    draft = -log_p - weights * race_scores(pivots.draft_words)
+    target = -log_p - weights * race_scores(pivots.target_words)
+    shares = _TARGET_SHARES[:, None]
+    either: npt.NDArray[np.float64] = np.logaddexp(np.log1p(-shares) + draft, np.log(shares) + target)
+    return either
 
 
 def test_ids(

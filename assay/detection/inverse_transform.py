@@ -111,9 +111,16 @@ def sum_test(pivots: InversePivots) -> TestResult:
 def _scores(uniforms: Words, places: Words) -> tuple[int, float]:
     """Sum of scores in units, and the log e-value."""
     shift = np.uint32(32 - _CELL_BITS)
-    u, w = uniforms >> shift, places >> shift
-    log_evalue = float(special.logsumexp(_log_densities()[:, u, w].sum(axis=1))) - math.log(len(_E_ODDS))
-    return int(_score_table()[0][u, w].sum()), log_evalue
+    score = int(_score_table()[0][uniforms >> shift, places >> shift].sum())
+    log_evalues = density_log_ratios(uniforms, places).sum(axis=0)
+    return score, float(special.logsumexp(log_evalues)) - math.log(len(_E_ODDS))
+
+
+def density_log_ratios(uniforms: Words, places: Words) -> npt.NDArray[np.float64]:
+    """log of the copula density of each token, shape (k, odds): the factors of the e-value, of mean 1 under H0."""
+    shift = np.uint32(32 - _CELL_BITS)
+    ratios: npt.NDArray[np.float64] = _log_densities()[:, uniforms >> shift, places >> shift].T
+    return ratios
 
 
 def _log_tail(score: int, n: int) -> float:

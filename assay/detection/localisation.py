@@ -29,6 +29,10 @@ ASSUMPTIONS = (
     "The key was secret: whoever wrote the unmarked tokens could not compute its PRF.",
     "Tokens count whose context occurs once in the document; the mark used no unmarked token's context elsewhere.",
 )
+SHARED_COINS = (
+    ASSUMPTIONS[0],
+    "Tokens count whose coin occurs once in the document; no unmarked token was taken from another marked text.",
+)
 SHORTEST = 4
 """Counted tokens of the shortest segments of the family."""
 
@@ -101,11 +105,11 @@ def localise(
     text
         A string, UTF-8 bytes, or token ids, shape (n,).
     key
-        A key of scheme "gumbel", "green-list" (seeding "left"), "tournament" or "dipmark".
+        A key of one of the schemes of `StreamingTest`.
     level
         In (0, 1).
     tokenizer, model, prompt, temperature, top_k, top_p, min_p
-        As in `detect`; a model serves scheme "gumbel" only.
+        As in `detect`; a model serves the schemes that are model-aware in `StreamingTest`.
     run_length
         Expected tokens between changes from marked to plain or back, for the posterior; above 1.
 
@@ -116,23 +120,19 @@ def localise(
     Raises
     ------
     ValueError
-        If level or run_length is out of range, or the scheme's coins belong to no place in the text.
+        If level or run_length is out of range, the scheme is another, or a model is given that it has no use for.
 
     Notes
     -----
     O(n log n) time. A token counts only if its context occurs once in the document, so that no word which decided a
-    marked token is counted for an unmarked one; in repetitive texts and for narrow windows few tokens are left.
+    marked token is counted for an unmarked one; in repetitive texts and for narrow windows few tokens are left. With a
+    fixed list or seeding "self", where many contexts share a coin, it is the coin that must occur once.
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must be in (0, 1), got {level}.")
     if not 1.0 < run_length < math.inf:
         raise ValueError(f"run_length must be a finite number above 1, got {run_length}.")
-    window = window_of(key.config)
-    if window == 0 or getattr(key.config, "seeding", "left") == "self":
-        raise ValueError(
-            f"key must be of a scheme whose coins belong to one context, got {key.config.tag!r} (key {key.id!r}): its "
-            "coins are shared by distant tokens."
-        )
+    window_of(key.config)  # refuses other schemes before any model is loaded
     scorer = None if model is None else scorer_of(model)
     ids, _ = token_ids_of(text, "text", tokenizer, model, scorer)
     prompt_ids = None if prompt is None else token_ids_of(prompt, "prompt", tokenizer, model, scorer)[0]
@@ -142,10 +142,13 @@ def localise(
         log_prob = model_view_of(scorer, ids, prompt_ids, decoding).log_prob if len(ids) else np.empty(0)
     whole = ids if prompt_ids is None else np.concatenate([prompt_ids, ids])
     before = len(whole) - len(ids)
-    found = gather(whole, use_key(key), key.config, prompt_length=before, log_prob=log_prob)
-    found = of_lone_contexts(found, whole, before, window)
+    prf_key = use_key(key)
+    found = gather(whole, prf_key, key.config, prompt_length=before, log_prob=log_prob)
+    found = of_lone_coins(found, whole, before, prf_key, key.config)
     log_evalue, segments = scan(found, level)
-    assumptions = ASSUMPTIONS if model is None else (*ASSUMPTIONS, MODEL_ASSUMPTIONS[-1])
+    assumptions: tuple[str, ...] = SHARED_COINS if coins_are_shared(key.config) else ASSUMPTIONS
+    if model is not None:
+        assumptions = (*assumptions, MODEL_ASSUMPTIONS[-1])
     result = TestResult(
         test=f"{key.config.scheme}-scan",
         statistic=log_evalue,
@@ -163,8 +166,39 @@ def localise(
     return Localisation(segments, posterior(found, run_length), result, level)
 
 
+def coins_are_shared(config: Any) -> bool:
+    """Whether one coin serves many contexts: a fixed list, or a green list with seeding "self"."""
+    return config.scheme == "fixed-list" or getattr(config, "seeding", "left") == "self"
+
+
+def of_lone_coins(found: Evidence, ids: Words, prompt_length: int, prf_key: Words, config: Any) -> Evidence:
+    """The evidence of tokens that may count for the place where they stand.
+
+    Those whose context occurs once among the ids; where contexts share coins, those whose coin occurs once.
+    """
+    if not coins_are_shared(config):
+        return of_lone_contexts(found, ids, prompt_length, config.window)
+    places = found.positions + prompt_length
+    if config.scheme == "fixed-list":
+        return _kept(found, _occur_once(ids, 1)[places])
+    from assay.watermark.green_list import anchors_of
+
+    if len(ids) <= config.window:
+        return found  # no token has a coin
+    contexts = np.lib.stride_tricks.sliding_window_view(ids, config.window)[:-1]
+    tokens = ids[config.window :]
+    coins = (anchors_of(contexts, tokens, prf_key).astype(np.uint64) << np.uint64(32)) | tokens
+    _, which, counts = np.unique(coins, return_inverse=True, return_counts=True)
+    return _kept(found, counts[which][places - config.window] == 1)
+
+
 def of_lone_contexts(found: Evidence, ids: Words, prompt_length: int, window: int) -> Evidence:
     """The evidence of tokens whose context occurs once among the ids."""
+    return _kept(found, _occur_once(ids, window)[found.positions + prompt_length - 1])
+
+
+def _occur_once(ids: Words, window: int) -> npt.NDArray[np.bool_]:
+    """Whether the `window` ids that end at each place occur once among all ids."""
     offsets = np.array([0, len(ids)], dtype=np.int64)
     # Both flags stand at the last token of a context; in the reversed text that is its first.
     first = first_occurrences(ids, offsets, window)
@@ -173,7 +207,11 @@ def of_lone_contexts(found: Evidence, ids: Words, prompt_length: int, window: in
         last[window - 1 :] = first_occurrences(np.ascontiguousarray(ids[::-1]), offsets, window)[::-1][
             : 1 - window or None
         ]
-    kept = (first & last)[found.positions + prompt_length - 1]
+    once: npt.NDArray[np.bool_] = first & last
+    return once
+
+
+def _kept(found: Evidence, kept: npt.NDArray[np.bool_]) -> Evidence:
     return replace(
         found,
         positions=found.positions[kept],

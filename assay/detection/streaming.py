@@ -37,19 +37,21 @@ class StreamingTest:
     Parameters
     ----------
     key
-        A key of one of the schemes "gumbel", "green-list", "fixed-list", "tournament", "dipmark".
+        A key of one of the schemes "gumbel", "dual-gumbel", "green-list", "fixed-list", "tournament", "dipmark",
+        "inverse-transform".
     alpha
         The level at which `stopped` becomes true, in (0, 1).
     prompt
         Integers, shape (m,): token ids before the text. They give context; what they show does not count.
     model_aware
-        Whether each token comes with its log-probability under a model (scheme "gumbel"). The evidence is then mixed
-        over edit rates, as in `robust_test`; without, over strengths of the mark, as in `sum_test`.
+        Whether each token comes with its log-probability under a model; for all schemes but "dipmark" and
+        "inverse-transform", whose tokens' own probabilities say little. The evidence is then mixed over edit rates, as
+        in `robust_test`; without, over strengths of the mark, as in `sum_test`.
 
     Raises
     ------
     ValueError
-        If alpha is out of range, the scheme is another, or model_aware is asked of another scheme than "gumbel".
+        If alpha is out of range, the scheme is another, or model_aware is asked of one that has no use for it.
 
     Notes
     -----
@@ -151,14 +153,16 @@ class StreamingTest:
         return found.positions[kept], found.log_ratios[kept]
 
     def _coin_names(self, block: Words, places: Counts) -> list[bytes]:
-        """What tells the coins at these places apart: context and token, or anchor and token."""
+        """What tells the coins at these places apart: context and token, anchor and token, or the context alone."""
         if getattr(self._config, "seeding", None) == "self" and len(places):
             from assay.watermark.green_list import anchors_of
 
             contexts = np.lib.stride_tricks.sliding_window_view(block, self._window)[places - self._window]
             anchors = anchors_of(contexts, block[places], self._prf_key)
             return [row.tobytes() for row in np.stack([anchors, block[places]], axis=1)]
-        return [block[place - self._window : place + 1].tobytes() for place in places.tolist()]
+        # One uniform number of a context serves whatever token follows it.
+        end = 0 if self._config.scheme == "inverse-transform" else 1
+        return [block[place - self._window : place + end].tobytes() for place in places.tolist()]
 
     @property
     def log_evalue(self) -> float:

@@ -253,7 +253,7 @@ def test_a_text_of_the_bundled_model_hits_every_interval() -> None:
     # that the test does not know, such as a least length: it would move the intervals by the end token's probability.
     import torch
 
-    from assay.detection.detect import _model_view
+    from assay.detection.inputs import model_view_of
     from assay.kernels.scoring.model import ModelScorer
     from assay.models import load_model
     from assay.watermark import for_transformers
@@ -264,7 +264,7 @@ def test_a_text_of_the_bundled_model_hits_every_interval() -> None:
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": 100, **decoding}
     out = model.generate(prompt, watermarking_config=for_transformers(key, seed=1), **options)
     ids = out[0].numpy().astype(np.uint32)
-    view = _model_view(ModelScorer(model), ids[5:], ids[:5], {"top_k": None, "min_p": None, **decoding})
+    view = model_view_of(ModelScorer(model), ids[5:], ids[:5], {"top_k": None, "min_p": None, **decoding})
     found = observe(ids, use_key(key), CONFIG, prompt_length=5)
     hits, lengths = intervals(ids, 5, use_key(key), CONFIG, found, view)
     assert hits.all()

@@ -20,17 +20,24 @@ from assay.detection.localisation import (
     family,
     localise,
     log_mean_of_all_segments,
+    of_lone_coins,
     of_lone_contexts,
     posterior,
     scan,
 )
 from assay.detection.model_view import ModelView
 from assay.detection.text import load_tokenizer
+from assay.kernels import prf
+from assay.watermark._coins import ANCHOR
+from assay.watermark.dipmark import DipmarkConfig
+from assay.watermark.dual_gumbel import DualGumbelConfig
 from assay.watermark.edits import paste
 from assay.watermark.fixed_list import FixedListConfig
 from assay.watermark.green_list import GreenListConfig
 from assay.watermark.gumbel import next_tokens, pivots, sum_scores, unmarked_key
+from assay.watermark.inverse_transform import InverseTransformConfig
 from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.payload import PayloadConfig
 from assay.watermark.schemes import sampler_of
 from assay.watermark.tournament import TournamentConfig
 
@@ -39,13 +46,13 @@ Ids = Callable[[int, int], np.ndarray]
 WINDOW = 4
 
 
-def marked_tokens(key: SecretKey, n: int, seed: int) -> np.ndarray:
+def marked_tokens(key: SecretKey, n: int, seed: int, vocabulary: int = 60) -> np.ndarray:
     """Marked tokens of Dirichlet laws over 60 ids, about 3 nats each, without the random context before them."""
     rng = np.random.default_rng(seed)
     draw = sampler_of(key.config, use_key(key), unmarked_key(b"t"))
-    history = list(rng.integers(0, 60, WINDOW))
+    history = list(rng.integers(0, vocabulary, WINDOW))
     for _ in range(n):
-        row = np.log(np.maximum(rng.dirichlet(np.full(60, 0.5)), 1e-300))[None]
+        row = np.log(np.maximum(rng.dirichlet(np.full(vocabulary, 0.5)), 1e-300))[None]
         history.append(int(draw(np.array([history], dtype=np.int64), row, None)[0]))
     return np.array(history[WINDOW:], dtype=np.uint32)
 
@@ -167,8 +174,8 @@ def test_probabilities_of_a_model_sharpen_it(
     assert aware.result.log_pvalue < plain.result.log_pvalue
     assert len(aware.segments) == 1
     assert any("wrong model" in sentence for sentence in aware.result.assumptions)
-    own = SecretKey(hashlib.sha256(b"localise").digest(), id="localise", config=TournamentConfig())
-    with pytest.raises(ValueError, match="log_prob is used for scheme 'gumbel' only"):
+    own = SecretKey(hashlib.sha256(b"localise").digest(), id="localise", config=DipmarkConfig())
+    with pytest.raises(ValueError, match="log_prob is used for the schemes dual-gumbel"):
         localise(document, own, model="fake")
 
 
@@ -192,8 +199,17 @@ def test_a_prompt_gives_context_and_is_not_reported(key: SecretKey, passage: np.
     assert localise(zipf_ids(100, 8), key, prompt=passage).result.pvalue > 0.01
 
 
-@pytest.mark.parametrize("config", [GreenListConfig(window=WINDOW, delta=6.0), TournamentConfig(window=WINDOW)])
-def test_bit_schemes_are_found_too(config: Any, zipf_ids: Ids) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        GreenListConfig(window=WINDOW, delta=6.0),
+        TournamentConfig(window=WINDOW),
+        DualGumbelConfig(window=WINDOW),
+        InverseTransformConfig(window=WINDOW),
+    ],
+    ids=lambda config: config.tag,
+)
+def test_other_schemes_are_found_too(config: Any, zipf_ids: Ids) -> None:
     own = SecretKey(hashlib.sha256(b"localise").digest(), id="localise", config=config)
     document = paste(marked_tokens(own, 80, seed=9), zipf_ids(300, 10), 120)
     where = localise(document, own)
@@ -212,6 +228,101 @@ def test_phrases_shared_with_the_mark_are_no_evidence(key: SecretKey, passage: n
     # The near-miss: each distinct coin counted at its first place, as in a test of the whole document.
     found = gather(document, use_key(key), key.config)
     assert any(segment.stop <= until for segment in scan(found, 0.01)[1])
+
+
+# --- coins that many contexts share ---------------------------------------------------------------------------------
+
+SHARED: list[Any] = [FixedListConfig(delta=6.0), GreenListConfig(window=WINDOW, delta=6.0, seeding="self")]
+
+
+def shared_key(config: Any) -> SecretKey:
+    return SecretKey(hashlib.sha256(b"shared").digest(), id="shared", config=config)
+
+
+@pytest.mark.parametrize("config", SHARED, ids=lambda config: config.tag)
+def test_shared_coins_are_localised_by_those_that_occur_once(config: Any, zipf_ids: Ids) -> None:
+    own = shared_key(config)
+    document = paste(marked_tokens(own, 120, seed=9, vocabulary=3000), zipf_ids(300, 10), 120)
+    where = localise(document, own)
+    assert where.segments
+    assert all(segment.start < 240 and segment.stop > 120 for segment in where.segments)
+    assert where.posterior[140:220].mean() > 0.8
+    other = SecretKey(hashlib.sha256(b"other").digest(), id="other", config=config)
+    assert localise(document, other).result.pvalue > 1e-3
+
+
+@pytest.mark.parametrize("config", SHARED, ids=lambda config: config.tag)
+def test_words_taken_from_the_marked_part_are_no_evidence(config: Any, zipf_ids: Ids) -> None:
+    # Somebody without the key wrote, before the marked passage, words that the passage has too, in another order.
+    own = shared_key(config)
+    rng = np.random.default_rng(4)
+    passage = marked_tokens(own, 120, seed=9, vocabulary=3000)
+    host = rng.permutation(passage)
+    document = np.concatenate([host, zipf_ids(30, 13), passage]).astype(np.uint32)
+    assert all(segment.start >= len(host) for segment in localise(document, own).segments)
+    if config.scheme == "fixed-list":
+        # The near-miss: each distinct coin at its first place, as in a test of the whole document. None is then
+        # left in the passage itself.
+        found = gather(document, use_key(own), config)
+        assert any(segment.stop <= len(host) + 30 for segment in scan(found, 0.01)[1])
+
+
+@pytest.mark.parametrize("prompt", [0, 9])
+def test_only_coins_that_occur_once_count(prompt: int) -> None:
+    rng = np.random.default_rng(5)
+    for config in SHARED:
+        prf_key = use_key(shared_key(config))
+        for n in (9, 40, 200):
+            ids = rng.integers(0, 60, n).astype(np.uint32)
+            found = gather(ids, prf_key, config, prompt_length=prompt)
+            kept = of_lone_coins(found, ids, prompt, prf_key, config)
+            window = 0 if config.scheme == "fixed-list" else WINDOW
+            coins: list[tuple[int, ...]] = []
+            for t in range(window, n):
+                token = int(ids[t])
+                if window:
+                    words = [
+                        int(prf.words_at(prf_key, ids[None, j : j + 1], ids[t : t + 1], stream=ANCHOR)[0])
+                        for j in range(t - window, t)
+                    ]
+                    coins.append((min(zip(words, ids[t - window : t].tolist(), strict=True))[1], token))
+                else:
+                    coins.append((token,))
+            alone = [t for t in range(max(window, prompt), n) if coins.count(coins[t - window]) == 1]
+            assert kept.positions.tolist() == [t - prompt for t in alone]
+            assert kept.n_repeats_dropped + len(kept.positions) == found.n_repeats_dropped + len(found.positions)
+
+
+@pytest.mark.parametrize("boost", [2.0, 50.0, math.inf])
+def test_given_a_marked_text_coins_that_it_does_not_show_are_no_greener(boost: float) -> None:
+    # All colourings of six ids, all marked texts of three tokens: the mean of any product of factors that grow with
+    # green over ids that the text does not show is at most 1 given the text. This is what a segment's e-value needs.
+    rng = np.random.default_rng(6)
+    laws, chance = rng.dirichlet(np.full(6, 0.7), size=3), 0.3
+    colours = np.array(list(itertools.product([0, 1], repeat=6)), dtype=np.float64)
+    prior = np.prod(np.where(colours == 1, chance, 1 - chance), axis=1)
+    weights = np.where(colours == 1, min(boost, 1e300), 1.0)
+    hard = np.isinf(boost)
+    greatest_shown = 0.0
+    for text in itertools.product(range(6), repeat=3):
+        likelihood = np.ones(len(colours))
+        for law, x in zip(laws, text, strict=True):
+            if hard:
+                green = colours @ law
+                likelihood *= np.where(green > 0, colours[:, x] * law[x] / np.where(green > 0, green, 1.0), law[x])
+            else:
+                likelihood *= weights[:, x] * law[x] / (weights @ law)
+        posterior_law = prior * likelihood
+        posterior_law /= posterior_law.sum()
+        for strength in (0.1, 0.5, 0.97):
+            factor = np.where(colours == 1, 1 + strength * (1 - chance) / chance, 1 - strength)
+            unseen = [v for v in range(6) if v not in text]
+            for size in range(1, len(unseen) + 1):
+                for chosen in itertools.combinations(unseen, size):
+                    assert posterior_law @ np.prod(factor[:, chosen], axis=1) <= 1 + 1e-9
+            # The near-miss: an id that the marked text shows.
+            greatest_shown = max(greatest_shown, float(posterior_law @ factor[:, text[0]]))
+    assert greatest_shown > 1.3
 
 
 def not_above(count: int, trials: int, level: float) -> bool:
@@ -306,10 +417,12 @@ def test_edges_and_errors(key: SecretKey) -> None:
     for run_length in (1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="run_length must be a finite number above 1"):
             localise([1], key, run_length=run_length)
-    for config in (FixedListConfig(), GreenListConfig(seeding="self")):
-        shared = SecretKey(hashlib.sha256(b"shared").digest(), id="shared", config=config)
-        with pytest.raises(ValueError, match="coins are shared by distant tokens"):
-            localise([1], shared)
+    for config in SHARED:
+        for ids in ([], [1], [1, 2, 3, 4], [1, 2, 3, 4, 5]):
+            assert localise(ids, shared_key(config)).result.pvalue == 1.0
+            assert localise(ids, shared_key(config), prompt=[7, 8, 9]).segments == ()
+    with pytest.raises(ValueError, match="key must be for one of the schemes dipmark"):
+        localise([1], shared_key(PayloadConfig()))
 
 
 def test_marked_tokens_here_are_marked(key: SecretKey, passage: np.ndarray) -> None:

@@ -15,12 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from assay.detection import bits
+from assay.detection import bits, dual_gumbel, evidence, inverse_transform
 from assay.detection.gumbel import robust_test, sum_test
 from assay.detection.streaming import StreamingTest
 from assay.watermark import dipmark, fixed_list, green_list, tournament
-from assay.watermark.gumbel import pivots, sum_scores
+from assay.watermark.dual_gumbel import DualGumbelConfig
+from assay.watermark.dual_gumbel import observe as observe_dual
+from assay.watermark.gumbel import pivots, sum_scores, unmarked_key
+from assay.watermark.inverse_transform import InverseTransformConfig
+from assay.watermark.inverse_transform import observe as observe_inverse
 from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import sampler_of
 
 MakeKey = Callable[..., SecretKey]
 Ids = Callable[[int, int], np.ndarray]
@@ -89,6 +94,111 @@ def test_bit_schemes_in_pieces(config: Any, zipf_ids: Ids) -> None:
         assert stream.result().n_repeats_dropped == coins.n_repeats_dropped
 
 
+PAIRS: list[Any] = [DualGumbelConfig(window=2), InverseTransformConfig(window=2)]
+
+
+@pytest.mark.parametrize("config", PAIRS, ids=lambda config: config.tag)
+def test_schemes_of_two_words_in_pieces(config: Any, zipf_ids: Ids) -> None:
+    key = key_for(config)
+    ids = np.tile(zipf_ids(120, 4), 2)
+    if isinstance(config, DualGumbelConfig):
+        whole = dual_gumbel.sum_test(observe_dual(ids, use_key(key), config, prompt_length=30))
+    else:
+        whole = inverse_transform.sum_test(observe_inverse(ids, use_key(key), config, prompt_length=30))
+    for sizes in ([], [210], [7, 100]):
+        stream = StreamingTest(key, prompt=ids[:30])
+        in_pieces(stream, ids[30:], sizes)
+        result = stream.result()
+        assert result.log_evalue == pytest.approx(whole.log_evalue, abs=1e-10)
+        assert (result.n_scored, result.n_repeats_dropped) == (whole.n_scored, whole.n_repeats_dropped)
+
+
+@pytest.mark.parametrize(
+    "config", [c for c in [*CONFIGS, *PAIRS] if c.scheme in evidence.MODEL_AWARE], ids=lambda config: config.tag
+)
+def test_model_aware_streams_do_not_depend_on_the_pieces(config: Any, zipf_ids: Ids) -> None:
+    key = key_for(config)
+    ids = np.tile(zipf_ids(120, 4), 2)
+    log_p = np.log(np.random.default_rng(11).uniform(0.01, 1, len(ids)))
+    found = evidence.gather(ids, use_key(key), config, log_prob=log_p)
+    sums = found.log_ratios.sum(axis=0)
+    expected = np.logaddexp.reduce(sums) - math.log(len(sums))
+    for sizes in ([], [240], [7, 100]):
+        stream = StreamingTest(key, model_aware=True)
+        in_pieces(stream, ids, sizes, log_p)
+        assert stream.log_evalue == pytest.approx(expected, abs=1e-9)
+
+
+# --- the factors of coins, given a token's probability -------------------------------------------------------------
+
+
+def mean_factor(config: Any, p: float, chance: float, layers: int = 1) -> np.ndarray:
+    """Mean over all outcomes of a coin of what `evidence.gather` would multiply, at each edit rate's part."""
+    total = np.zeros(1)
+    for bits_ in np.ndindex(*[2] * layers):
+        found = coins_of(np.array([bits_], dtype=np.bool_))
+        weight = math.prod(chance if bit else 1.0 - chance for bit in bits_)
+        total = total + weight * np.exp(evidence._given_probabilities(found, config, np.log([p]))[0])
+    return total
+
+
+def coins_of(outcomes: np.ndarray) -> Any:
+    from assay.watermark._coins import Coins
+
+    return Coins(np.arange(len(outcomes)), outcomes, len(outcomes), 0)
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.2, 0.7, 1.0])
+def test_factors_of_coins_have_mean_one_whatever_the_probability(p: float) -> None:
+    tree = tournament.TournamentConfig(layers=6)
+    assert mean_factor(tree, p, 0.5, layers=6) == pytest.approx(1.0, abs=1e-12)
+    for config in (green_list.GreenListConfig(), fixed_list.FixedListConfig(delta=None)):
+        assert mean_factor(config, p, config.chance) == pytest.approx(1.0, abs=1e-12)
+        # The near-miss: a coin that is not as likely as the factor assumes.
+        assert abs(mean_factor(config, p, config.chance + 0.02)[0] - 1.0) > 0.01 or p == 1.0
+
+
+def test_the_first_layer_and_a_law_of_two_tokens_are_exact() -> None:
+    # Bayes over all bits of a law of three tokens: how much likelier the token drawn makes its own bit.
+    law = np.array([0.5, 0.3, 0.2])
+    for x, p in enumerate(law):
+        weight = np.zeros(2)
+        for g in np.ndindex(2, 2, 2):
+            weight[g[x]] += p * (1.0 + g[x] - float(np.dot(g, law)))
+        found = evidence._layer_log_odds(np.array([p]), 1)[0, 0]
+        assert found == pytest.approx(math.log(weight[1] / weight[0]), abs=1e-12)
+    # A green list, the others all of one colour on average: exact where their green mass is certain.
+    config = fixed_list.FixedListConfig(delta=2.0, gamma=0.5)
+    p, a, others = 0.4, math.expm1(2.0), 0.3
+    green = p * math.exp(2.0) / (1.0 + a * (others + p))
+    red = p / (1.0 + a * others)
+    from assay.detection._lists import own_log_odds
+
+    assert own_log_odds(np.array([p]), config)[0] == pytest.approx(math.log(green / red), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [green_list.GreenListConfig(delta=4.0), tournament.TournamentConfig(), DualGumbelConfig()],
+    ids=lambda config: config.tag,
+)
+def test_probabilities_of_a_model_stop_a_stream_much_sooner(config: Any) -> None:
+    # Three of four tokens are certain: without the model they dilute the others.
+    key, rng = key_for(config), np.random.default_rng(13)
+    draw, history, log_p = sampler_of(config, use_key(key), unmarked_key(b"t")), list(rng.integers(0, 300, 4)), []
+    for t in range(300):
+        law = np.eye(300)[rng.integers(300)] if t % 4 else rng.dirichlet(np.full(300, 0.3))
+        row = np.log(np.maximum(law, 1e-300))
+        history.append(int(draw(np.array([history], dtype=np.int64), row[None], None)[0]))
+        log_p.append(row[history[-1]])
+    stops = {}
+    for aware in (False, True):
+        test = StreamingTest(key, prompt=history[:4], model_aware=aware)
+        test.update_many(history[4:], log_p if aware else None)
+        stops[aware] = test.stopped_at or math.inf
+    assert stops[True] < 0.6 * stops[False]
+
+
 def too_many(stops: int, keys: int, level: float) -> bool:
     """Whether more keys stop than a binomial at its 1 - 1e-6 quantile allows: false alarm 1e-6."""
     return bool(stops > stats.binom.ppf(1 - 1e-6, keys, level))
@@ -129,13 +239,15 @@ def test_optional_stopping_keeps_the_level_over_many_keys(make_key: MakeKey, zip
     assert not too_many(stops["model-aware stream"], 2000, 0.01)
     assert too_many(stops["fixed length, looked at every time"], 2000, 0.01)
     # Bits: the same for one of each kind.
-    for config in CONFIGS:
-        stopped = 0
-        for number in range(400):
-            test = StreamingTest(key_for(config, number), alpha=0.01)
-            test.update_many(ids)
-            stopped += test.stopped
-        assert not too_many(stopped, 400, 0.01)
+    log_p = np.log(np.random.default_rng(6).uniform(0.01, 1, len(ids)))
+    for config in [*CONFIGS, *PAIRS]:
+        for aware in (False, True)[: 1 + (config.scheme in evidence.MODEL_AWARE)]:
+            stopped = 0
+            for number in range(400):
+                test = StreamingTest(key_for(config, number), alpha=0.01, model_aware=aware)
+                test.update_many(ids, log_p if aware else None)
+                stopped += test.stopped
+            assert not too_many(stopped, 400, 0.01)
 
 
 def test_stops_early_on_marked_text_and_stays_stopped(make_key: MakeKey) -> None:
@@ -219,16 +331,16 @@ def test_edges_and_errors(make_key: MakeKey) -> None:
     for alpha in (0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\), got"):
             StreamingTest(key, alpha=alpha)
-    with pytest.raises(ValueError, match="log_prob is used for scheme 'gumbel' only"):
-        StreamingTest(key_for(CONFIGS[0]), model_aware=True)
+    with pytest.raises(ValueError, match="log_prob is used for the schemes dual-gumbel"):
+        StreamingTest(key_for(dipmark.DipmarkConfig()), model_aware=True)
     assert key.id in repr(test.result())
 
 
 def test_a_scheme_without_token_wise_evidence_is_refused() -> None:
-    from assay.watermark.dual_gumbel import DualGumbelConfig
+    from assay.watermark.payload import PayloadConfig
 
     with pytest.raises(ValueError, match="key must be for one of the schemes dipmark"):
-        StreamingTest(key_for(DualGumbelConfig()))
+        StreamingTest(key_for(PayloadConfig()))
 
 
 def test_unknown_probabilities_bring_no_evidence(make_key: MakeKey, zipf_ids: Ids) -> None:
