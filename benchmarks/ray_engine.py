@@ -4,6 +4,10 @@ All ways run in one process, interleaved. CPU time is that of every process invo
 sampled from /proc; it depends least on what else the machine does. A run's own start-up is inside its figures, the
 cluster's is given apart. "Ray Data" is the same worker function under `map_batches` with an actor pool; the shards are
 handed to it ready cut and nothing is recorded in a ledger or combined: the least that it could cost.
+
+A model's rate is that of `run_human` with the bundled model in one worker: the CPU time that the added documents of a
+larger run take, so that loading torch does not count. The last table puts the rates into the cost model of
+docs/explanation/scaling.md; give your price of a core hour by --price.
 """
 
 from __future__ import annotations
@@ -128,6 +132,42 @@ def driver_rate(corpus: Path, shard_rows: int) -> float:
     return corpus.stat().st_size / (time.process_time() - begun)
 
 
+def model_rate(folder: Path, documents: int, characters: int, rounds: int) -> float:
+    """Tokens per CPU second of model scoring by one worker, from the difference of two runs."""
+    from assay.conformal.human import calibrate
+    from assay.conformal.human_corpus import run_human
+    from assay.kernels.scoring.model import ModelScorer
+    from assay.models import load_model, load_tokenizer_for_generation
+
+    text = " ".join(gzip.decompress(TEXT.read_bytes()).decode("utf-8").split())
+    scorer = ModelScorer(load_model(), load_tokenizer_for_generation())
+    known = calibrate([text[a : a + 300] for a in range(0, 9000, 300)], scorer, level=0.1)
+    costs = {}
+    for count in (documents, 3 * documents):
+        corpus = folder / f"model-{count}.jsonl"
+        write_corpus(corpus, count, characters)
+        measured = []
+        for round_ in range(rounds):
+            with CpuTime() as cpu:
+                summary = run_human(
+                    corpus, known, out=folder / f"model-{count}-{round_}", device="cpu", workers=1, progress=False
+                )
+            measured.append(cpu.seconds)
+        costs[count] = (summary.n_tokens, min(measured))
+    (few, little), (many, much) = costs.values()
+    return (many - few) / (much - little)
+
+
+def show_costs(rates: dict[str, float], price: float) -> None:
+    """Core hours, hours on 64 cores, and money for 1e9 and 1e12 tokens at these rates."""
+    print(f"\n| at the rate of | tokens | core hours | hours on 64 cores | money at {price} a core hour |")
+    print("|---" * 5 + "|")
+    for name, rate in rates.items():
+        for tokens in (1e9, 1e12):
+            hours = tokens / (3600 * rate)
+            print(f"| {name}: {rate:,.0f}/s | {tokens:.0e} | {hours:,.3g} | {hours / 64:,.3g} | {hours * price:,.3g} |")
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,6 +176,8 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=500)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model-documents", type=int, default=300, help="0 leaves the model out")
+    parser.add_argument("--price", type=float, default=0.05, help="of a core hour, in your currency")
     options = parser.parse_args()
     import logging
 
@@ -188,11 +230,21 @@ def main() -> None:
                     results.add((out / "results.parquet").read_bytes())
         print(f"{options.documents} documents, {tokens} tokens; results equal to the byte: {len(results) == 1}")
         print("| engine, workers | wall s | CPU s | rows/s | rows per CPU s | tokens per CPU s |\n" + "|---" * 6 + "|")
+        costs = {}
         for way, measured in figures.items():
             wall, cpu_s = min(wall for wall, _ in measured), min(cpu for _, cpu in measured)
             rates = (options.documents / wall, options.documents / cpu_s, tokens / cpu_s)
+            costs[way] = rates[-1]
             print(f"| {way} | {wall:.1f} | {cpu_s:.1f} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
-    ray.shutdown()
+        ray.shutdown()
+        # Ray Data does not do all the work, and the rates of the others differ by less than the machine's noise.
+        shown = {way: rate for way, rate in costs.items() if way.endswith(f", {max(options.workers)}")}
+        shown.pop(f"Ray Data, {max(options.workers)}")
+        if options.model_documents:
+            shown["bundled model, 1 worker"] = model_rate(
+                folder, options.model_documents, options.characters, options.rounds
+            )
+        show_costs(shown, options.price)
 
 
 if __name__ == "__main__":

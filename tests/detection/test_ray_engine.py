@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -300,18 +300,30 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def processes(out: Path) -> dict[str, list[int]]:
-    """Process ids on this machine: the actors of this run's slots, and their worker processes."""
-    found: dict[str, list[int]] = {"actor": [], "worker": []}
+def descendants(ancestor: int) -> dict[int, bytes]:
+    """Command lines of all processes below one; other tests run beside this one, with clusters of their own."""
+    parents, lines = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                line = (entry / "cmdline").read_bytes()
-                if line.startswith(b"ray::Slot"):
-                    found["actor"].append(int(entry.name))
-                elif b"assay.detection.corpus.worker" in line:
-                    found["worker"].append(int(entry.name))
-    return found
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                lines[int(entry.name)] = (entry / "cmdline").read_bytes()
+
+    def is_below(pid: int) -> bool:
+        while pid not in (0, 1, ancestor):
+            pid = parents.get(pid, 0)
+        return pid == ancestor
+
+    return {pid: line for pid, line in lines.items() if is_below(parents[pid])}
+
+
+def processes() -> dict[str, list[int]]:
+    """Process ids of the slots' actors and of their worker processes, on the cluster of this test process."""
+    ours = descendants(os.getpid())
+    return {
+        "actor": [pid for pid, line in ours.items() if line.startswith(b"ray::Slot")],
+        "worker": [pid for pid, line in ours.items() if b"assay.detection.corpus.worker" in line],
+    }
 
 
 def rows_in_manifest(out: Path) -> int:
@@ -373,7 +385,7 @@ def test_two_nodes_give_the_bytes_of_the_local_engine(folder: Path, local: tuple
     await_both = time.monotonic() + 60
     slots: set[int] = set()
     while process.poll() is None and len(slots) < 2 and time.monotonic() < await_both:
-        slots |= set(processes(folder)["actor"])
+        slots |= set(processes()["actor"])
     finish(process)
     assert len(slots) == 2  # one CPU on each node: both worked
     check(folder, "two-nodes", local)
@@ -403,7 +415,7 @@ def test_workers_actors_writers_and_drivers_are_killed(
             continue
         if victim == "writer" and not await_write(process, folder / out):
             continue
-        alive = processes(folder)["actor" if victim == "actor" else "worker"]
+        alive = processes()["actor" if victim == "actor" else "worker"]
         for pid in alive if victim == "writer" else rng.permutation(alive)[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
@@ -498,16 +510,15 @@ def test_no_secret_is_left_by_a_cluster_of_its_own(
     key = make_key(1)
     words = use_key(key)
     secrets = [key._secret, words.tobytes(), key._secret.hex().encode(), words.tobytes().hex().encode(), b"hunter2"]
-    before = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
     process = command(folder, "own", "--engine", "ray", "--address", "local", "--workers", "1")
     await_rows(process, folder / "own", 10)
-    seen = b""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in before and int(entry.name) != process.pid:
-            for name in ("cmdline", "environ"):
-                with contextlib.suppress(OSError):
-                    seen += (entry / name).read_bytes()
-    session = Path(tempfile.gettempdir(), "ray/session_latest").resolve()
+    seen, sessions = b"", set()
+    for pid, line in descendants(process.pid).items():
+        seen += line
+        sessions |= set(re.findall(rb"(/[^\0= ]*/session_\d[^/\0 ]*)", line))
+        with contextlib.suppress(OSError):
+            seen += Path(f"/proc/{pid}/environ").read_bytes()
+    (session,) = (Path(os.fsdecode(name)) for name in sessions)
     finish(process)
     for path in [*session.rglob("*"), *(folder / "own").rglob("*")]:
         with contextlib.suppress(OSError):
