@@ -8,6 +8,7 @@ Reference: Meinshausen (2006), Quantile Regression Forests, JMLR 7, 983-999.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,6 +74,7 @@ class HistogramForest:
         self._sorted_targets = targets[self._order]
         # Centred: the search compares squares of sums, in which a large mean would drown the differences.
         centred = targets - targets.mean()
+        centred = centred / binary_scale(centred)
         shape = (settings.trees, settings.depth, settings.min_leaf, np.uint64(seed))
         self._arguments = (lags, len(self._edges) + 1, centred, *shape)
         self._trees = compiled.grow(self._codes, *self._arguments) if whole else None
@@ -107,7 +109,9 @@ class ExactForest:
                 'engine="exact" needs the package quantile-forest: pip install quantile-forest, or use '
                 'engine="histogram".'
             ) from None
-        rows = np.lib.stride_tricks.sliding_window_view(history, lags)[: len(targets)]
+        # Trees compare features in float32.
+        self._scale = binary_scale(history)
+        rows = np.lib.stride_tricks.sliding_window_view(history / self._scale, lags)[: len(targets)]
         self._forest = RandomForestQuantileRegressor(
             n_estimators=settings.trees,
             max_depth=settings.depth,
@@ -115,14 +119,24 @@ class ExactForest:
             # The package's default keeps one random row per leaf, which is no quantile of the leaf.
             max_samples_leaf=None,
             random_state=seed % 2**32,
-        ).fit(rows, targets)
+        ).fit(rows, targets / self._scale)
 
     def quantiles(self, query: Floats, levels: Floats) -> Floats:
         """Quantiles of the weighted targets at `levels`, interpolated between neighbours."""
         # The package takes levels strictly inside (0, 1).
         inside = np.clip(levels, _ROUNDING, 1 - _ROUNDING).tolist()
-        found = self._forest.predict(query[None, :], quantiles=inside, weighted_leaves=True)
-        return np.asarray(found, dtype=np.float64).reshape(len(levels))
+        found = self._forest.predict(query[None, :] / self._scale, quantiles=inside, weighted_leaves=True)
+        return np.asarray(found, dtype=np.float64).reshape(len(levels)) * self._scale
+
+
+def binary_scale(values: Floats) -> float:
+    """The largest power of two not above the largest size; 1 where all values are 0.
+
+    Dividing by it rounds nothing, and squares of what is left neither overflow nor vanish.
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    # Below the smallest normal number a reciprocal would be infinite.
+    return max(math.ldexp(1.0, math.frexp(largest)[1] - 1), 2.0**-1022) if largest else 1.0
 
 
 def weighted_quantiles(values: Floats, weights: Floats, levels: Floats) -> Floats:

@@ -20,6 +20,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from assay.conformal._arrays import Floats
 from assay.conformal._ensemble import Predictor, fit_ensemble, weighted_predictor
 
+# The methods square residuals and sum them: beyond these sizes that leaves float64, and intervals of NaN cover nothing.
+_LARGEST, _LARGEST_RESIDUAL = 1e100, 1e120
+
 
 class ShortCalibrationWarning(UserWarning):
     """Too few residuals for the level or the window: the interval is infinite; the message says how many it takes."""
@@ -42,7 +45,7 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         X
             Features, shape (n, features), n >= 2, finite, in the order of time.
         y
-            Targets, shape (n,), finite.
+            Targets, shape (n,), in [-1e100, 1e100].
         times
             Optional, shape (n,), numbers or datetime64, strictly increasing. If given here, `update` needs them too
             and refuses times that do not come after all earlier ones.
@@ -54,7 +57,8 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            On NaN, infinity, wrong shapes, parameters out of range, or times that do not increase.
+            On NaN, infinity, wrong shapes, targets or forecasts too large to be squared, parameters out of range, or
+            times that do not increase.
         """
         self._alphas = check_alphas(self.alpha)
         self._check_parameters()
@@ -71,6 +75,7 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         residuals = np.full((horizon, n), np.nan)
         for lead in range(horizon):
             predictor, found = self._fit_base(base, rows[: n - lead], truth[lead:], rng)
+            check_forecasts(found)
             self._predictors.append(predictor)
             residuals[lead, -len(found) :] = found
         self._recent_rows = rows[n - horizon + 1 :]
@@ -110,6 +115,7 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
             finite = True if horizon == 1 else "allow-nan"
             rows = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite=finite)
         point = self._points(rows)
+        check_forecasts(point)
         leads = min(horizon, len(rows))
         offsets = np.array([self._offsets(lead) for lead in range(leads)])
         self._warn_if_short(offsets)
@@ -216,12 +222,17 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
     def _pairs(self, X: npt.ArrayLike, y: npt.ArrayLike, *, reset: bool) -> tuple[Floats, Floats]:
         if not reset and self._is_plain(X) and type(y) is np.ndarray and y.dtype == np.float64:
             rows, values = np.asarray(X), np.asarray(y)
-            if values.shape == (len(rows),) and np.isfinite(values).all():
+            # Comparing is False for NaN too.
+            if values.shape == (len(rows),) and (np.abs(values) <= _LARGEST).all():
                 return rows, values
         checked, truth = validate_data(
             self, X, y, reset=reset, dtype=np.float64, y_numeric=True, ensure_min_samples=2 if reset else 1
         )
-        return checked, truth.astype(np.float64)
+        values = truth.astype(np.float64)
+        largest = float(np.abs(values).max())
+        if largest > _LARGEST:
+            raise ValueError(f"y must be in [-{_LARGEST:g}, {_LARGEST:g}], got {largest:g} in size. Rescale y.")
+        return checked, values
 
     def _is_plain(self, X: object) -> bool:
         """Whether X needs none of scikit-learn's checks, which cost a third of a millisecond for one row."""
@@ -254,6 +265,7 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         found = np.array(
             [y - self._predictors[lead](joined[before - lead : before - lead + m]) for lead in range(horizon)]
         )
+        check_forecasts(found)
         self._recent_rows = joined[len(joined) - before :]
         return found
 
@@ -290,6 +302,17 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
             place = int(np.flatnonzero(~(values[1:] > values[:-1]))[0]) + 1
             raise ValueError(f"times must increase strictly, got {values[place]} after {values[place - 1]}.")
         return values[-1]
+
+
+def check_forecasts(values: Floats) -> None:
+    """Refuse forecasts, or residuals, that are not finite or too large to be squared."""
+    # Comparing is False for NaN too.
+    if not (np.abs(values) <= _LARGEST_RESIDUAL).all():
+        worst = float(np.abs(values).max())
+        raise ValueError(
+            f"forecasts of the base models must lie within {_LARGEST_RESIDUAL:g} of y, got {worst:g}. Rescale the "
+            "features, or take another estimator."
+        )
 
 
 def check_alphas(alpha: float | npt.ArrayLike) -> Floats:

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable
 from typing import Literal
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from assay.conformal._arrays import Floats, Integers
 from assay.conformal.markov import (
@@ -26,10 +27,11 @@ from assay.conformal.markov import (
     cut,
     decide,
     encode,
+    first_draw,
 )
 
 
-class HMMSets:
+class HMMSets(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Exact sets for the states of new steps whose symbols are seen, after a stretch whose states are known.
 
     A candidate for the new states is scored by the sum over the new steps of one minus its filtered probability, under
@@ -83,15 +85,13 @@ class HMMSets:
     ) -> None:
         self.states = check_labels(states, "states")
         self.symbols = check_labels(symbols, "symbols")
-        check_set_options(alpha, smoothing, n_permutations)
-        if anchor not in ("state", "pair"):
-            raise ValueError(f'anchor must be "state" or "pair", got {anchor!r}.')
         self.alpha = alpha
         self.anchor = anchor
         self.smoothing = smoothing
         self.randomised = randomised
         self.n_permutations = n_permutations
         self.keep_best = keep_best
+        self._check_options()
 
     def fit(self, states: Iterable[Hashable], symbols: Iterable[Hashable]) -> HMMSets:
         """Begin with a labelled sequence.
@@ -106,10 +106,15 @@ class HMMSets:
         ValueError
             For labels that were not declared, unequal lengths, or nothing at all.
         """
-        letters = self._encode(states, symbols)
+        # Here again: set_params sets without looking.
+        self._check_options()
+        labels = (check_labels(self.states, "states"), check_labels(self.symbols, "symbols"))
+        letters = _encode(states, symbols, *labels)
         if not letters:
             raise ValueError("states must hold at least one state, got none.")
-        x, y = len(self.states), len(self.symbols)
+        self._labels, self._alphabet = labels
+        self._by_pair = self.anchor == "pair"
+        x, y = len(self._labels), len(self._alphabet)
         self._letters: list[tuple[int, int]] = []
         self._triples = np.zeros((x, x, y))  # how often (state before, state, symbol) occurred
         self._emissions = np.zeros((x, y))
@@ -122,10 +127,10 @@ class HMMSets:
     def update(self, states: Iterable[Hashable], symbols: Iterable[Hashable]) -> HMMSets:
         """Append labelled steps that followed; O(1) for each. Raises as `fit`, and appends nothing then."""
         self._check_fitted()
-        self._append(self._encode(states, symbols))
+        self._append(_encode(states, symbols, self._labels, self._alphabet))
         return self
 
-    def predict(self, symbols: Iterable[Hashable], *, rng: np.random.Generator) -> StateSets:
+    def predict(self, symbols: Iterable[Hashable], *, rng: np.random.Generator | None = None) -> StateSets:
         """The set of state sequences for the next steps, whose symbols these are.
 
         Parameters
@@ -133,39 +138,40 @@ class HMMSets:
         symbols
             Labels of the m new symbols, m >= 1.
         rng
-            Source of the uniform draw that breaks ties, and of the random permutations.
+            Source of the uniform draw that breaks ties if `randomised`, and of the random permutations; may be None
+            where neither is wanted.
 
         Raises
         ------
         ValueError
-            For symbols that were not declared, none at all, or more candidates than can be tried.
+            For symbols that were not declared, none at all, more candidates than can be tried, or no `rng` where
+            something is drawn.
         """
         self._check_fitted()
-        seen = encode(check_sequence(symbols, "symbols"), self.symbols, "symbols")
+        self._check_options()
+        seen = encode(check_sequence(symbols, "symbols"), self._alphabet, "symbols")
         if not seen:
             raise ValueError("symbols must hold at least one symbol, got none.")
-        candidates = all_candidates(len(self.states), len(seen))
-        uniform = float(rng.random()) if self.randomised else 1.0
+        candidates = all_candidates(len(self._labels), len(seen))
+        uniform = first_draw(rng, randomised=self.randomised, n_permutations=self.n_permutations)
         if len(seen) == 1 and self.n_permutations is None:
             pvalues = self._one_step(seen[0], uniform)
         else:
             pvalues = np.array([self._pvalue(row, seen, uniform, rng) for row in candidates])
-        return decide(candidates, pvalues, self.alpha, self.states, keep_best=self.keep_best)
+        return decide(candidates, pvalues, self.alpha, self._labels, keep_best=self.keep_best)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "_letters"):
             raise ValueError("fit comes first: no labelled sequence was given yet.")
 
-    def _encode(self, states: Iterable[Hashable], symbols: Iterable[Hashable]) -> list[tuple[int, int]]:
-        x = encode(check_sequence(states, "states"), self.states, "states")
-        y = encode(check_sequence(symbols, "symbols"), self.symbols, "symbols")
-        if len(x) != len(y):
-            raise ValueError(f"states and symbols must have equal length, got {len(x)} and {len(y)}.")
-        return list(zip(x, y, strict=True))
+    def _check_options(self) -> None:
+        check_set_options(self.alpha, self.smoothing, self.n_permutations)
+        if self.anchor not in ("state", "pair"):
+            raise ValueError(f'anchor must be "state" or "pair", got {self.anchor!r}.')
 
     def _append(self, letters: list[tuple[int, int]]) -> None:
         for x, y in letters:
-            new = not (self._visited[x].any() if self.anchor == "state" else self._visited[x, y])
+            new = not (self._visited[x, y] if self._by_pair else self._visited[x].any())
             if self._letters:
                 before = self._letters[-1][0]
                 self._triples[before, x, y] += 1
@@ -177,7 +183,7 @@ class HMMSets:
 
     def _one_step(self, symbol: int, uniform: float) -> Floats:
         """p-values of all states for one new step, from the counts alone; the same as `_pvalue` gives."""
-        n = len(self.states)
+        n = len(self._labels)
         each = np.arange(n)
         before = self._letters[-1][0]
         # One model for each candidate c: transitions with (before, c) and emissions with (c, symbol) once more.
@@ -190,8 +196,8 @@ class HMMSets:
         joint = transition[each, :, each][:, :, None] * emission[each, each][:, None, :]  # (c, x', y): end in c
         scores = np.round(1 - joint / (transition @ emission), _DIGITS)
         ends = np.moveaxis(self._triples - self._heads, 1, 0).copy()  # (c, x', y)
-        if self.anchor == "pair":
-            ends[:, :, np.arange(len(self.symbols)) != symbol] = 0
+        if self._by_pair:
+            ends[:, :, np.arange(len(self._alphabet)) != symbol] = 0
             known = np.asarray(self._visited[:, symbol])
         else:
             known = np.asarray(self._visited.any(axis=1))
@@ -203,7 +209,9 @@ class HMMSets:
         total = np.where(known, ends.sum(axis=(1, 2)), 1.0)
         return np.asarray((higher + uniform * np.where(known, equal, 1.0)) / total)
 
-    def _pvalue(self, candidate: Integers, symbols: list[int], uniform: float, rng: np.random.Generator) -> float:
+    def _pvalue(
+        self, candidate: Integers, symbols: list[int], uniform: float, rng: np.random.Generator | None
+    ) -> float:
         new = list(zip(candidate.tolist(), symbols, strict=True))
         letters = [*self._letters, *new]
         steps = len(new)
@@ -221,10 +229,10 @@ class HMMSets:
             return filter_score(np.array(tails, dtype=np.int64), transition, emission)
 
         last = letters[-1]
-        if self.anchor == "state":
-            visits = [place for place, letter in enumerate(letters) if letter[0] == last[0]]
-        else:
+        if self._by_pair:
             visits = [place for place, letter in enumerate(letters) if letter == last]
+        else:
+            visits = [place for place, letter in enumerate(letters) if letter[0] == last[0]]
         return block_pvalue(
             cut(letters, visits, steps + 1),
             tuple(letters[-steps - 1 :]),
@@ -234,6 +242,19 @@ class HMMSets:
             n_permutations=self.n_permutations,
             rng=rng,
         )
+
+
+def _encode(
+    states: Iterable[Hashable],
+    symbols: Iterable[Hashable],
+    labels: tuple[Hashable, ...],
+    alphabet: tuple[Hashable, ...],
+) -> list[tuple[int, int]]:
+    x = encode(check_sequence(states, "states"), labels, "states")
+    y = encode(check_sequence(symbols, "symbols"), alphabet, "symbols")
+    if len(x) != len(y):
+        raise ValueError(f"states and symbols must have equal length, got {len(x)} and {len(y)}.")
+    return list(zip(x, y, strict=True))
 
 
 def filter_score(tails: Integers, transition: Floats, emission: Floats) -> Floats:

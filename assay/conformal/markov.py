@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from assay.conformal._arrays import Bools, Floats, Integers
 
@@ -254,7 +255,7 @@ def check_sequence(values: Iterable[Hashable], name: str) -> list[Hashable]:
     return list(values.tolist()) if isinstance(values, np.ndarray) else list(values)
 
 
-class MarkovSets:
+class MarkovSets(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Exact prediction sets for the next states of a Markov chain whose transition law is unknown.
 
     Guarantee: exact coverage for every finite sample if the states are a Markov chain, or only partially exchangeable
@@ -304,9 +305,13 @@ class MarkovSets:
 
     def fit(self, states: Iterable[Hashable]) -> MarkovSets:
         """Begin with a labelled sequence, at least one state long; labels that were not declared are refused."""
-        found = encode(check_sequence(states, "states"), self.states, "states")
+        # Here again: set_params sets without looking.
+        labels = check_labels(self.states, "states")
+        check_set_options(self.alpha, self.smoothing, self.n_permutations)
+        found = encode(check_sequence(states, "states"), labels, "states")
         if not found:
             raise ValueError("states must hold at least one state, got none.")
+        self._labels = labels
         self._letters = [(x, 0) for x in found]
         return self
 
@@ -314,22 +319,26 @@ class MarkovSets:
         """Append the states that followed."""
         if not hasattr(self, "_letters"):
             raise ValueError("fit comes before update: no labelled sequence was given yet.")
-        self._letters += [(x, 0) for x in encode(check_sequence(states, "states"), self.states, "states")]
+        self._letters += [(x, 0) for x in encode(check_sequence(states, "states"), self._labels, "states")]
         return self
 
-    def predict(self, steps: int, *, rng: np.random.Generator) -> StateSets:
-        """The set for the next `steps` states; one uniform draw, and the random permutations, come from `rng`."""
+    def predict(self, steps: int, *, rng: np.random.Generator | None = None) -> StateSets:
+        """The set for the next `steps` states.
+
+        One uniform draw if `randomised`, and the random permutations, come from `rng`; without either it may be None.
+        """
         if not hasattr(self, "_letters"):
             raise ValueError("fit comes before predict: no labelled sequence was given yet.")
-        candidates = all_candidates(len(self.states), check_steps(steps))
-        uniform = float(rng.random()) if self.randomised else 1.0
+        check_set_options(self.alpha, self.smoothing, self.n_permutations)
+        candidates = all_candidates(len(self._labels), check_steps(steps))
+        uniform = first_draw(rng, randomised=self.randomised, n_permutations=self.n_permutations)
         pvalues = np.array([self._pvalue(tuple(row), uniform, rng) for row in candidates.tolist()])
-        return decide(candidates, pvalues, self.alpha, self.states, keep_best=self.keep_best)
+        return decide(candidates, pvalues, self.alpha, self._labels, keep_best=self.keep_best)
 
-    def _pvalue(self, candidate: tuple[int, ...], uniform: float, rng: np.random.Generator) -> float:
+    def _pvalue(self, candidate: tuple[int, ...], uniform: float, rng: np.random.Generator | None) -> float:
         letters = [*self._letters, *((x, 0) for x in candidate)]
         path = np.array(letters)[:, 0]
-        counts = np.full((len(self.states), len(self.states)), self.smoothing)
+        counts = np.full((len(self._labels), len(self._labels)), self.smoothing)
         np.add.at(counts, (path[:-1], path[1:]), 1.0)
         transition = counts / counts.sum(axis=1, keepdims=True)
 
@@ -348,6 +357,17 @@ class MarkovSets:
             n_permutations=self.n_permutations,
             rng=rng,
         )
+
+
+def first_draw(rng: np.random.Generator | None, *, randomised: bool, n_permutations: int | None) -> float:
+    """The uniform draw that breaks ties, or 1 where none is wanted; refuses what cannot draw where draws are needed."""
+    if (randomised or n_permutations is not None) and not isinstance(rng, np.random.Generator):
+        raise ValueError(
+            f"rng must be a numpy Generator, such as numpy.random.default_rng(), got {rng!r}: ties are broken by a "
+            "draw if randomised=True, and n_permutations draws permutations. With randomised=False and "
+            "n_permutations=None nothing is drawn."
+        )
+    return float(rng.random()) if randomised and rng is not None else 1.0
 
 
 def check_steps(steps: int) -> int:

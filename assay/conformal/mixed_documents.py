@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import BaseEstimator
 
 from assay.conformal._arrays import Floats
 from assay.conformal.hmm import HMMSets
-from assay.conformal.markov import StateSets, check_sequence
+from assay.conformal.markov import StateSets, check_labels, check_sequence
 
 MAX_SENTENCES = 10
 # Ends of more sentences than this are too many to enumerate; so many random permutations per 1 / alpha stand in, which
@@ -59,7 +60,7 @@ class SentenceLabels:
         )
 
 
-class SentenceLabeller:
+class SentenceLabeller(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Exact label sets for sentence after sentence of a stream, with fixed bins of the score.
 
     Parameters
@@ -85,30 +86,50 @@ class SentenceLabeller:
         randomised: bool = False,
         keep_best: bool = True,
     ) -> None:
-        self._edges = np.asarray(edges, dtype=np.float64)
-        steps = np.diff(self._edges) if self._edges.ndim == 1 else np.array([-1.0])
-        if len(self._edges) == 0 or not np.isfinite(self._edges).all() or not (steps > 0).all():
-            raise ValueError(f"edges must be finite numbers that increase, at least one, got {edges!r}.")
-        bins = range(len(self._edges) + 1)
-        self._sets = HMMSets(labels, bins, alpha=alpha, anchor="state", randomised=randomised, keep_best=keep_best)
+        self.edges = edges
+        self.labels = check_labels(labels, "labels")
+        self.alpha = alpha
+        self.randomised = randomised
+        self.keep_best = keep_best
+        self._made()
+
+    def _made(self) -> tuple[Floats, HMMSets]:
+        """The edges as checked, and the sets over the bins between them."""
+        edges = np.asarray(self.edges, dtype=np.float64)
+        steps = np.diff(edges) if edges.ndim == 1 else np.array([-1.0])
+        if edges.size == 0 or not np.isfinite(edges).all() or not (steps > 0).all():
+            raise ValueError(f"edges must be finite numbers that increase, at least one, got {self.edges!r}.")
+        return edges, HMMSets(
+            self.labels,
+            range(len(edges) + 1),
+            alpha=self.alpha,
+            anchor="state",
+            randomised=self.randomised,
+            keep_best=self.keep_best,
+        )
 
     def fit(self, labels: Iterable[Hashable], scores: npt.ArrayLike) -> SentenceLabeller:
         """Begin with sentences whose authors are known, in the order of the text."""
-        self._sets.fit(labels, self._bins(scores))
+        edges, sets = self._made()
+        sets.fit(labels, _bins(scores, edges))
+        self._edges, self._sets = edges, sets
         return self
 
     def update(self, labels: Iterable[Hashable], scores: npt.ArrayLike) -> SentenceLabeller:
         """Append sentences that followed, once their authors are known; O(1) each."""
-        self._sets.update(labels, self._bins(scores))
+        self._check_fitted()
+        self._sets.update(labels, _bins(scores, self._edges))
         return self
 
-    def predict(self, scores: npt.ArrayLike, *, rng: np.random.Generator) -> SentenceLabels:
+    def predict(self, scores: npt.ArrayLike, *, rng: np.random.Generator | None = None) -> SentenceLabels:
         """Label sets for the next sentences, 1 to 10 at a time (2 ** 10 labellings are tried).
 
         Up to 4 sentences every end that permutations can bring about is counted; for more, 20 / alpha - 1 random
-        permutations are drawn from `rng` for each labelling. Coverage is the same.
+        permutations are drawn from `rng` for each labelling. Coverage is the same. `rng` may be None for up to 4
+        sentences unless `randomised`.
         """
-        bins = self._bins(scores)
+        self._check_fitted()
+        bins = _bins(scores, self._edges)
         if not 1 <= len(bins) <= MAX_SENTENCES:
             raise ValueError(f"scores must be of 1 to {MAX_SENTENCES} sentences at a time, got {len(bins)}.")
         many = len(bins) > _ENUMERATED
@@ -116,8 +137,13 @@ class SentenceLabeller:
         sets = self._sets.predict(bins, rng=rng)
         return SentenceLabels(sets=sets, verdicts=tuple(frozenset(sets.states_at(j)) for j in range(len(bins))))
 
-    def _bins(self, scores: npt.ArrayLike) -> list[int]:
-        return np.searchsorted(self._edges, check_scores(scores)).tolist()  # type: ignore[no-any-return]
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_sets"):
+            raise ValueError("fit comes first: no labelled sentences were given yet.")
+
+
+def _bins(scores: npt.ArrayLike, edges: Floats) -> list[int]:
+    return np.searchsorted(edges, check_scores(scores)).tolist()  # type: ignore[no-any-return]
 
 
 def label_sentences(
@@ -130,7 +156,7 @@ def label_sentences(
     names: Iterable[Hashable] = ("human", "llm"),
     randomised: bool = False,
     keep_best: bool = True,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
 ) -> SentenceLabels:
     """Label sets for the sentences that follow a labelled stretch, with bins taken from these very scores.
 
@@ -152,7 +178,7 @@ def label_sentences(
     randomised, keep_best
         As in `SentenceLabeller`.
     rng
-        Used if `randomised`, and for more than 4 new sentences.
+        Needed if `randomised`, and for more than 4 new sentences.
 
     Raises
     ------

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import BaseEstimator
 
 from assay.conformal._arrays import Bools, Floats
 
@@ -126,7 +127,19 @@ class MonitorResult:
         }
 
 
-class ScoreMonitor:
+@dataclass(frozen=True)
+class _Watch:
+    """The bound and the intervals of a watch, fixed when it begins: changed on the way, the bound would not hold."""
+
+    alpha: float
+    level: float
+    false_alarm: float
+    max_miss_rate: float
+    direction: Direction
+    lags: int
+
+
+class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Watches the scores of one source, one after the other.
 
     Parameters
@@ -164,43 +177,39 @@ class ScoreMonitor:
         window: int = 20,
         random_state: int | np.random.Generator | None = None,
     ) -> None:
-        from assay.conformal._sequence import check_integer, check_real
-        from assay.conformal.spci import SPCI
-
-        if direction not in ("both", "above", "below"):
-            raise ValueError(f'direction must be "both", "above" or "below", got {direction!r}.')
-        check_real(alpha, "alpha", above=0, below=1 if direction == "both" else 0.5)
-        check_real(false_alarm, "false_alarm", above=0, below=1)
-        check_integer(lags, "lags", 1)
-        check_integer(window, "window", 1)
-        rate = min(1.5 * alpha, (1 + alpha) / 2) if max_miss_rate is None else max_miss_rate
-        if not isinstance(rate, (int, float)) or not alpha <= rate < 1:
-            raise ValueError(f"max_miss_rate must be in [alpha, 1) = [{alpha:g}, 1), got {max_miss_rate!r}.")
         self.alpha = alpha
         self.false_alarm = false_alarm
-        self.max_miss_rate = rate
+        self.max_miss_rate = max_miss_rate
         self.direction = direction
-        self._lags = lags
+        self.lags = lags
+        self.window = window
+        self.random_state = random_state
+        self._check()
+
+    def _check(self) -> _Watch:
+        """What `fit` and `update` go by; refuses parameters that are out of range."""
+        from assay.conformal._sequence import check_integer, check_real
+
+        if self.direction not in ("both", "above", "below"):
+            raise ValueError(f'direction must be "both", "above" or "below", got {self.direction!r}.')
+        check_real(self.alpha, "alpha", above=0, below=1 if self.direction == "both" else 0.5)
+        check_real(self.false_alarm, "false_alarm", above=0, below=1)
+        check_integer(self.lags, "lags", 1)
+        check_integer(self.window, "window", 1)
+        given = self.max_miss_rate
+        rate = min(1.5 * self.alpha, (1 + self.alpha) / 2) if given is None else given
+        if not isinstance(rate, (int, float)) or not self.alpha <= rate < 1:
+            raise ValueError(f"max_miss_rate must be in [alpha, 1) = [{self.alpha:g}, 1), got {given!r}.")
         # One side is watched at level alpha by the symmetric interval of level 2 alpha: its other end is not looked at.
-        self._level = alpha if direction == "both" else 2 * alpha
-        self._model = SPCI(
-            window=window,
-            alpha=self._level,
-            # The symmetric pair of quantiles, and leaves that are not tiny: both keep the miss rate close to alpha.
-            n_betas=1,
-            min_samples_leaf=20,
-            # Grown once, on the reference. A forest that goes on learning takes the change for the new normal within
-            # alpha n steps, before the evidence can reach the threshold.
-            refit_every=sys.maxsize,
-            random_state=random_state,
-        )
+        level = self.alpha if self.direction == "both" else 2 * self.alpha
+        return _Watch(self.alpha, level, self.false_alarm, rate, self.direction, self.lags)
 
     @property
     def n_reference(self) -> int:
         """Fewest scores that `fit` accepts: fewer would leave the intervals infinite, and the monitor blind."""
         from assay.conformal._sequence import attainable
 
-        return self._lags + self._model.window + attainable(self._level)
+        return self.lags + self.window + attainable(self._check().level)
 
     def fit(self, scores: npt.ArrayLike) -> ScoreMonitor:
         """Learn from reference scores, of a time when the source was in order.
@@ -210,15 +219,30 @@ class ScoreMonitor:
         ValueError
             On NaN, wrong shape, or fewer scores than `n_reference`.
         """
+        from assay.conformal.spci import SPCI
+
+        watch = self._check()
         values = _check_scores(scores)
         if len(values) < self.n_reference:
             raise ValueError(
                 f"the reference must have at least {self.n_reference} scores for these lags, window and alpha, got "
                 f"{len(values)}. Give more, or a smaller window."
             )
-        self._model.fit(self._rows(values), values[self._lags :])
-        self._last = values[-self._lags :]
-        self._martingale = MissMartingale(self.max_miss_rate)
+        model = SPCI(
+            window=self.window,
+            alpha=watch.level,
+            # The symmetric pair of quantiles, and leaves that are not tiny: both keep the miss rate close to alpha.
+            n_betas=1,
+            min_samples_leaf=20,
+            # Grown once, on the reference. A forest that goes on learning takes the change for the new normal within
+            # alpha n steps, before the evidence can reach the threshold.
+            refit_every=sys.maxsize,
+            random_state=self.random_state,
+        )
+        self._model = model.fit(_rows(values, watch.lags), values[watch.lags :])
+        self._watch = watch
+        self._last = values[-watch.lags :]
+        self._martingale = MissMartingale(watch.max_miss_rate)
         self._alarmed = False
         return self
 
@@ -233,15 +257,16 @@ class ScoreMonitor:
         values = _check_scores(scores)
         if len(values) == 0:
             raise ValueError("scores must hold at least one score, got none.")
+        watch = self._watch
         joined = np.concatenate([self._last, values])
-        point, intervals = self._model.backtest(self._rows(joined), values)
-        self._last = joined[-self._lags :]
+        point, intervals = self._model.backtest(_rows(joined, watch.lags), values)
+        self._last = joined[-watch.lags :]
         lower, upper = intervals[:, 0, 0], intervals[:, 1, 0]
-        lower = np.full_like(lower, -np.inf) if self.direction == "above" else lower
-        upper = np.full_like(upper, np.inf) if self.direction == "below" else upper
+        lower = np.full_like(lower, -np.inf) if watch.direction == "above" else lower
+        upper = np.full_like(upper, np.inf) if watch.direction == "below" else upper
         missed = (values < lower) | (values > upper)
         log_evalue = np.array([self._martingale.update(bool(miss)) for miss in missed])
-        raised = np.flatnonzero(log_evalue >= -math.log(self.false_alarm))
+        raised = np.flatnonzero(log_evalue >= -math.log(watch.false_alarm))
         first = 0 if self._alarmed else (int(raised[0]) if len(raised) else None)
         self._alarmed = first is not None
         return MonitorResult(
@@ -252,13 +277,14 @@ class ScoreMonitor:
             missed=missed,
             log_evalue=log_evalue,
             alarm=first,
-            false_alarm=self.false_alarm,
-            max_miss_rate=self.max_miss_rate,
-            alpha=self.alpha,
+            false_alarm=watch.false_alarm,
+            max_miss_rate=watch.max_miss_rate,
+            alpha=watch.alpha,
         )
 
-    def _rows(self, values: Floats) -> Floats:
-        return np.lib.stride_tricks.sliding_window_view(values, self._lags)[: len(values) - self._lags]
+
+def _rows(values: Floats, lags: int) -> Floats:
+    return np.lib.stride_tricks.sliding_window_view(values, lags)[: len(values) - lags]
 
 
 def monitor_scores(

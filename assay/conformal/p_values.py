@@ -132,7 +132,9 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         self.counts_ = np.bincount(places)
         self.effective_sizes_ = np.array([_effective_size(masses[places == g]) for g in range(len(self.groups_))])
         self._refuse_small_groups()
-        signed = values if self.alternative == "greater" else -values
+        # As it is now: changed after fit, the calibration texts would be compared the wrong way round.
+        self._greater, self._smoothed = self.alternative == "greater", self.ties == "smoothed"
+        signed = values if self._greater else -values
         self._scores: list[Floats] = []
         self._masses: list[Floats] = []
         self._bounds: list[Floats | None] = []
@@ -150,7 +152,7 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             ]
         )
         self._refuse_blind_groups()
-        if self.ties == "smoothed":
+        if self._smoothed:
             self.floors_ = np.zeros(len(self.groups_))
         self._weighted = weights is not None
         return self
@@ -195,10 +197,10 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
                 f"{'some' if weights is not None else 'none'}."
             )
         masses = np.ones(len(values)) if weights is None else _positive("weights", weights, len(values))
-        if self.ties == "smoothed" and not isinstance(rng, np.random.Generator):
-            raise ValueError("rng must be a numpy.random.Generator for ties='smoothed', got None.")
+        if self._smoothed and not isinstance(rng, np.random.Generator):
+            raise ValueError(f"rng must be a numpy.random.Generator for ties='smoothed', got {rng!r}.")
         places = self._places(labels)
-        signed = values if self.alternative == "greater" else -values
+        signed = values if self._greater else -values
         out = np.empty(len(values))
         for place in np.unique(places):
             member = places == place
@@ -217,7 +219,7 @@ class ConformalPValues(BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             return weighted
         n = len(known)
         at_least = n - below
-        if self.ties == "smoothed" and rng is not None:
+        if self._smoothed and rng is not None:
             above = n - np.searchsorted(known, signed, side="right")
             # 1 - random() lies in (0, 1]: a p-value of 0 would be a claim that no data support.
             ranks = above + (1.0 - rng.random(len(signed))) * (1 + at_least - above)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.conformal._arrays import Floats
+from assay.conformal._lag_forest import binary_scale
 from assay.conformal._sequence import SequenceIntervals, check_integer, check_real, upper_quantile
 
 Scorecaster = Callable[[Floats], tuple[Floats, float]]
@@ -159,7 +160,8 @@ def autoregressive_scorecast(scores: npt.ArrayLike, order: int = 5) -> tuple[Flo
     if len(values) < 2 * order + 2:
         return fitted, float(values.mean())
     lags = np.lib.stride_tricks.sliding_window_view(values, order)  # (n - order + 1, order)
-    design = np.column_stack([np.ones(len(lags)), lags])
+    # In the unit of the scores, or the solver takes what is small against the ones for noise.
+    design = np.column_stack([np.full(len(lags), binary_scale(values)), lags])
     coefficients = np.linalg.lstsq(design[:-1], values[order:], rcond=None)[0]
     forecasts = design @ coefficients
     fitted[order:] = forecasts[:-1]
