@@ -124,10 +124,10 @@ def create_app(settings: Settings | None = None, *, master: MasterKey | None = N
         redoc_url=None,
     )
     app.state.assay = state
-    errors.install(app)
 
-    from assay.service.routes import ROUTERS, STREAMED
+    from assay.service.routes import ROUTERS, STREAMED, accepted
 
+    errors.install(app, accepted())
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, exempt=STREAMED)

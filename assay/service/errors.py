@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
@@ -72,8 +73,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": _NAMES[status]} for status in sorted(set(described))}
 
 
-def install(app: FastAPI) -> None:
-    """Answer every exception in this shape."""
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Answer every exception in this shape; the routes tell which methods a path takes."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -83,7 +84,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # all methods of the path: Starlette names those of one route
+            headers = {"allow": ", ".join(_methods(routes, request.scope["path"]))}
+        return problem(error.status_code, str(error.detail), headers=headers)
 
     async def known(request: Request, error: Exception) -> JSONResponse:
         if not _ours(error):
@@ -103,6 +107,12 @@ def install(app: FastAPI) -> None:
     async def inside(request: Request, error: Exception) -> JSONResponse:
         # A ValueError that no caller has caused: an answer of ours did not have its form.
         return failed(request.scope, error)
+
+
+def _methods(routes: Sequence[APIRoute], path: str) -> list[str]:
+    """What a path takes; a path of its own is no other one's parameter."""
+    found = [one for one in routes if one.path == path] or [one for one in routes if one.path_regex.match(path)]
+    return sorted({name for one in found for name in one.methods or ()})
 
 
 def failed(scope: Mapping[str, Any], error: Exception) -> JSONResponse:

@@ -138,7 +138,7 @@ def verify(shared: Shared, caller: Detects, sent: Annotated[Sent, Depends(json_b
 @router.get("/verify", include_in_schema=False)
 def not_read(caller: Detects) -> None:
     """Reports are sent to be verified; without this the path would be taken for a report's id."""
-    raise HTTPException(405, "send the report with POST.", {"allow": "POST"})
+    raise HTTPException(405, "send the report with POST.")
 
 
 @router.get("/{id}")
