@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import HTTPException
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as bounded
 from hypothesis import strategies as st
 from service_app import Service
@@ -196,12 +196,28 @@ def test_health_and_metrics(running: tuple[Service, dict[str, str]]) -> None:
     assert "password" not in answer.text
 
 
+LONGEST = 1_000_000
+
+
 @given(st.one_of(st.text(), st.text(alphabet=st.characters(categories=["Cs", "Cc", "Co", "Lo", "Mn"]))))
-@bounded(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example("")
+@example("a")
+@example("\x00")
+@example(" \t\r\n\u2003\ufeff")
+@example("\u202e\u2066\u05d0\u0628 abc \u202c\u2069")
+@example("e" + "\u0301" * 5000)
+@example("\U0001f469\u200d\U0001f4bb" * 500)
+@example("\udc00\ud800" + MARK * 3)
+@example("\u4e00" * 50_000)
+@example(MARK[0] * (LONGEST + 1))
+@bounded(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_text_is_tested_or_refused(running: tuple[Service, dict[str, str]], text: str) -> None:
-    """Valid Unicode gives 200 and a p-value in [0, 1]; lone surrogates give 422. One, batch and stream agree."""
+    """Valid Unicode gives 200 and a p-value in [0, 1]; lone surrogates and what is too long give 422, without echo.
+
+    One, batch and stream agree.
+    """
     service, headers = running
-    valid = not any(0xD800 <= ord(char) <= 0xDFFF for char in text)
+    valid = not any(0xD800 <= ord(char) <= 0xDFFF for char in text) and len(text) <= LONGEST
     one = service.client.post("/v1/detect", content=json.dumps({"text": text}), headers=headers)
     many = service.client.post("/v1/detect/batch", content=json.dumps({"texts": [text]}), headers=headers)
     line = service.client.post("/v1/detect/stream", content=json.dumps({"text": text, "id": 7}), headers=headers)
@@ -209,6 +225,9 @@ def test_any_text_is_tested_or_refused(running: tuple[Service, dict[str, str]], 
     answer = json.loads(line.text)
     if not valid:
         assert "verdict" not in answer
+        for told in (one, many, line):
+            assert len(told.content) < 1000
+            assert MARK not in told.text
         return
     assert 0 <= one.json()["pvalue"] <= 1
     assert many.json()["verdicts"] == [one.json()]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 import httpx
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 import uvicorn
 from chromium import CHROMIUM, Chromium
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from assay.detection.text import load_tokenizer
 from assay.service.accounts import Charge
@@ -81,6 +84,8 @@ class Service:
 class Browser:
     """A client that fills in the forms it was shown."""
 
+    form = ""
+
     def __init__(self, client: TestClient | httpx.Client) -> None:
         self.client = client
 
@@ -109,6 +114,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     made = Service(tmp_path_factory.mktemp("service"))
     yield made
     made.state.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def opened(service: Service) -> Browser:
+    """Logged in, with a form that was loaded once."""
+    found = service.browser()
+    found.form = found.token()
+    return found
 
 
 class Elements(HTMLParser):
@@ -321,6 +334,38 @@ def test_what_cannot_be_tested_says_why(service: Service, text: str, file: bytes
     assert answer.status_code == 422
     assert 'role="alert"' in answer.text
     assert words in accessible(answer.text).text
+
+
+@given(
+    content=st.one_of(
+        st.text().map(lambda text: text.encode("utf-8", "surrogatepass")),
+        st.text(alphabet=st.characters(categories=["Cs", "Cc", "Cf", "Mn", "Lo", "Zs"])).map(
+            lambda text: text.encode("utf-8", "surrogatepass")
+        ),
+        st.binary(),
+    ),
+    kind=st.sampled_from(["file", "multipart", "urlencoded"]),
+)
+@example(b"\x00", "file")
+@example(b"\xed\xa0\x80 lone surrogate", "multipart")
+@example(b"\xed\xa0\x80 lone surrogate", "urlencoded")
+@example("\u202e\u05d0".encode() * 50, "multipart")
+@example(b"--b--\r\n", "multipart")
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_form_is_answered(opened: Browser, content: bytes, kind: str) -> None:
+    """A verdict, or a page that says what is wrong: whatever is pasted or uploaded, also bytes that are no text."""
+    token = opened.form
+    if kind == "urlencoded":
+        body = b"form_token=" + token.encode() + b"&text=" + quote_from_bytes(content).encode()
+        sent = "application/x-www-form-urlencoded"
+    else:
+        named = b'name="file"; filename="a.txt"' if kind == "file" else b'name="text"'
+        head = b'--b\r\nContent-Disposition: form-data; name="form_token"\r\n\r\n' + token.encode()
+        body = head + b"\r\n--b\r\nContent-Disposition: form-data; " + named + b"\r\n\r\n" + content + b"\r\n--b--\r\n"
+        sent = "multipart/form-data; boundary=b"
+    answer = opened.client.post("/test", content=body, headers={"content-type": sent})
+    assert answer.status_code in (200, 422), answer.text
+    accessible(answer.text)
 
 
 def test_a_key_can_be_chosen_but_not_another_tenants(service: Service) -> None:
