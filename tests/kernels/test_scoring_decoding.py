@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,8 +20,13 @@ from transformers.generation.logits_process import (  # noqa: E402
     TopPLogitsWarper,
 )
 
+from assay.kernels.scoring import decoding, survivors  # noqa: E402
+from assay.kernels.scoring.ascending import order  # noqa: E402
 from assay.kernels.scoring.decoding import Decoding, warp  # noqa: E402
+from assay.kernels.scoring.head import Head  # noqa: E402
 from assay.kernels.scoring.tokens import score_logits, score_tokens  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def transformers_warp(logits, rule):
@@ -93,15 +102,144 @@ def test_statistics_after_the_rule(backend, rule):
         assert found.rank[0] == 1 + (p[0] > 0).sum()
 
 
-@pytest.mark.parametrize("rule", [Decoding(top_k=5), Decoding(temperature=0.5, top_p=0.5), Decoding(min_p=0.1)])
-def test_score_tokens_applies_the_rule_to_whole_rows(rule):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Decoding(top_k=5),
+        Decoding(temperature=0.7, top_k=20, top_p=0.8),
+        Decoding(top_k=200, top_p=0.95, min_p=0.01),
+        Decoding(temperature=0.5, top_p=0.5),
+        Decoding(min_p=0.1),
+    ],
+    ids=str,
+)
+def test_score_tokens_applies_the_rule_to_whole_rows_bit_for_bit(rule, tied, dtype):
+    # With top-k the survivors are collected block by block; without it whole rows are held. Tied: a third of all
+    # candidates are one, so that more tie with the k-th than are collected, and others tie in pairs.
     generator = torch.Generator().manual_seed(3)
-    hidden, weight = torch.randn(40, 32, generator=generator), torch.randn(4100, 32, generator=generator)
+    hidden = torch.randn(40, 32, generator=generator).to(dtype)
+    weight = torch.randn(4100, 32, generator=generator).to(dtype)
+    if tied:
+        weight[::3] = weight[0]
+        weight[1::4] = weight[2::4]
     targets = torch.randint(0, 4100, (40,), generator=generator)
-    found = score_tokens(hidden, weight, targets, decoding=rule)
+    found = score_tokens(hidden, weight, targets, decoding=rule, logits_dtype=dtype)
     expected = score_logits(hidden @ weight.T, targets, decoding=rule)
     for name, value in found._columns().items():
         np.testing.assert_array_equal(value, expected._columns()[name], err_msg=name)
+
+
+@pytest.mark.parametrize("vocabulary", [64, 100, 5003, 50257])
+@pytest.mark.parametrize(
+    "rule", [Decoding(top_k=3), Decoding(top_k=40, top_p=0.9), Decoding(top_k=40, top_p=0.5)], ids=str
+)
+def test_collected_survivors_are_those_of_the_whole_row(rule, vocabulary):
+    # Of rows with ties, with next to nothing allowed, with all or half forbidden: the identity as weight makes the
+    # hidden states the logits.
+    logits = rows_with_ties(4, 12, vocabulary)
+    logits[3, 1:] = -torch.inf
+    logits[4] = -torch.inf
+    logits[5, ::2] = -torch.inf
+    logits[6] = 1.0
+    held = survivors.collect(Rows(logits), rule.top_k, 1.0)
+    enough = np.flatnonzero(held.counts >= 0)
+    assert set(range(12)) - set(enough) <= {6, 1, 4, 7, 10}  # half-integers, or all the same
+    assert {0, 3, 5} <= set(enough)
+    memory = torch.empty(len(enough), vocabulary)
+    found = survivors.whole_rows(held.rows(enough), rule, memory)
+    assert torch.equal(found, warp(logits[enough], rule))
+
+
+class Rows:
+    """Logits that pretend to be products."""
+
+    def __init__(self, logits):
+        self.rows, self.head, self._logits = len(logits), Head(weight=logits.T), logits
+
+    def logits(self, block):
+        return self._logits[:, block].clone()
+
+
+def test_survivors_without_enough_room_would_be_noticed(monkeypatch):
+    # The near miss: a bound taken from the k/2-th largest forgets candidates that survive.
+    logits = rows_with_ties(5, 6, 20_000)
+    held = survivors.collect(Rows(logits), 50, 1.0)
+    short = survivors.collect(Rows(logits), 25, 1.0)
+    memory = torch.empty(6, 20_000)
+    rule = Decoding(top_k=50)
+    assert torch.equal(survivors.whole_rows(held, rule, memory), warp(logits, rule))
+    assert not torch.equal(survivors.whole_rows(short, rule, memory), warp(logits, rule))
+
+
+@pytest.mark.parametrize("rule", [{"top_k": 4}, {"top_p": 0.9}, {"min_p": 0.1}])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_logits_are_refused_by_row_under_every_rule(rule, bad):
+    hidden, weight = torch.ones(300, 4), torch.ones(5000, 4)
+    weight[:, 1:] = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0))
+    hidden[290] = bad  # an infinite one meets weights of both signs: NaN, with its sign bit set on x86
+    with pytest.raises(ValueError, match=r"row 290 holds NaN or \+inf"):
+        score_tokens(hidden, weight, torch.zeros(300, dtype=torch.int64), decoding=Decoding(**rule))
+    logits = torch.zeros(300, 5000)
+    logits[290, 0 if bad != -np.inf else slice(None)] = bad
+    with pytest.raises(ValueError, match="row 290 holds"):
+        score_logits(logits, torch.zeros(300, dtype=torch.int64), decoding=Decoding(**rule))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_warped_rows_do_not_depend_on_how_many_are_sorted_at_once(dtype, monkeypatch):
+    logits = rows_with_ties(6, 30, 3000).to(dtype)
+    rule = Decoding(temperature=0.9, top_p=0.9)
+    whole = warp(logits, rule)
+    monkeypatch.setattr(decoding, "_SORTED", 1)
+    assert torch.equal(warp(logits, rule), whole)
+    assert torch.equal(whole, transformers_warp(logits.float(), rule))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 7), (4, 5000)])
+def test_order_is_a_stable_sort(shape):
+    rows = np.random.default_rng(0).normal(0, 3, shape).astype(np.float32)
+    rows[..., ::3] = np.round(rows[..., ::3])
+    rows[..., 1::5] *= 0  # 0 and -0, which are equal
+    rows[..., 2::7] = -np.inf
+    np.testing.assert_array_equal(order(rows), np.argsort(rows, axis=1, kind="stable"))
+
+
+MEMORY = """
+import sys, torch
+sys.path.insert(0, "benchmarks")
+from scoring_cpu import peak_bytes
+from assay.kernels.scoring.decoding import Decoding
+from assay.kernels.scoring.tokens import score_tokens
+torch.set_num_threads(1)
+with torch.inference_mode():
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = torch.randn(160, 256).to(dtype)
+        weight = (0.2 * torch.randn(50257, 256)).to(dtype)
+        targets = torch.zeros(160, dtype=torch.int64)
+        ways = {
+            "naive": lambda: torch.softmax(hidden.float() @ weight.float().T, dim=1) is None,
+            **{str(rule): lambda rule=rule: score_tokens(hidden, weight, targets, decoding=rule) is None
+               for rule in (Decoding(temperature=0.8), Decoding(top_k=50, top_p=0.95), Decoding(top_p=0.95),
+                            Decoding(min_p=0.05))},
+        }
+        for name, call in ways.items():
+            call()
+            print(name, peak_bytes(call) // 1_000_000, sep=": ")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+def test_memory_is_bounded_under_every_rule():
+    # 160 rows of 50,257 logits are 32 MB, float32 copies of the bfloat16 weights 51 MB: neither may be held.
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    peaks = [(line.split(": ")[0], int(line.split(": ")[1])) for line in done.stdout.splitlines()]
+    assert len(peaks) == 10
+    for name, megabytes in peaks:
+        assert (megabytes > 50) if name == "naive" else (megabytes <= 30), peaks
 
 
 @pytest.mark.parametrize(

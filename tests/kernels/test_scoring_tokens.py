@@ -255,6 +255,17 @@ def test_bad_logits_are_refused_by_row(backend, bad, place):
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan])
+def test_nan_among_forbidden_candidates_is_refused(backend, bad):
+    # A block that holds nothing else than -inf is passed over; a NaN in it must not be.
+    logits, targets = random_logits(9, 2, 5000)
+    logits[1, 2048:4096] = -torch.inf
+    logits[1, 3000] = bad
+    with pytest.raises(ValueError, match=r"row 1 holds NaN or \+inf"):
+        score_logits(logits, targets, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_rows_without_a_candidate_are_refused(backend):
     logits, targets = random_logits(9, 2, 2100)
     logits[1] = -torch.inf

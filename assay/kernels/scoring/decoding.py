@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_SORTED = 1 << 16  # logits sorted at once on a CPU: about 40 bytes each
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How the next token is drawn from the logits.
@@ -26,7 +29,7 @@ class Decoding:
         Keep the k largest logits, >= 1, and every one that ties with the smallest of them; None keeps all.
     top_p
         Keep the likeliest candidates until their mass exceeds top_p, in (0, 1]; None keeps all. Of candidates that tie
-        at the edge those with the highest ids stay, which is what transformers' sort does on a CPU.
+        at the edge those stay that torch's sort of the whole row puts last, as in transformers on the same device.
     min_p
         Keep candidates with p >= min_p * max p, in [0, 1]; None keeps all.
     """
@@ -58,27 +61,93 @@ def warp(logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     Parameters
     ----------
     logits
-        float32, shape (n, V).
+        Floating, shape (n, V).
 
     Returns
     -------
-    float32, shape (n, V); `logits` itself if the rule changes nothing.
+    float32, shape (n, V); `logits` itself if it is float32 and the rule changes nothing.
+
+    Notes
+    -----
+    On a CPU rows are sorted a few at a time: beside a few arrays of the result's size, some 3 MB are needed, or one
+    row's sort.
     """
     import torch
 
+    # Ties at the edge of top-p, which only torch's slow sort resolves, are everywhere where logits were rounded.
+    coarse = logits.dtype != torch.float32
+    logits = logits.float()
     if decoding.temperature != 1.0:
         logits = logits / decoding.temperature
     if decoding.top_k is not None:
         kth = torch.topk(logits, min(decoding.top_k, logits.shape[-1]))[0][..., -1, None]
         logits = logits.masked_fill(logits < kth, -math.inf)
     if decoding.top_p is not None and decoding.top_p < 1:
-        ascending, order = torch.sort(logits, descending=False)
-        removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - decoding.top_p
-        removed[..., -1:] = False
-        logits = logits.masked_fill(removed.scatter(1, order, removed), -math.inf)
+        if coarse or logits.device.type != "cpu":
+            logits = exact_nucleus(logits, decoding.top_p)
+        else:
+            found, unsure = nucleus(logits, decoding.top_p)
+            if unsure.any():
+                found[unsure] = exact_nucleus(logits[unsure], decoding.top_p)
+            logits = found
     if decoding.min_p:
         probs = torch.softmax(logits, dim=-1)
         removed = probs < decoding.min_p * probs.amax(dim=-1, keepdim=True)
         # transformers keeps the first of the sorted row whatever happens; the maximum is never below min_p * itself.
         logits = logits.masked_fill(removed, -math.inf)
     return logits
+
+
+def exact_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Logits after top-p alone, ties in the order of torch's sort: a fresh float32 tensor, shape (n, V)."""
+    import torch
+
+    out = torch.empty_like(logits)
+    for rows in _pieces(logits):
+        out[rows] = _mask_lowest(logits[rows], *torch.sort(logits[rows], dim=-1), top_p)[0]
+    return out
+
+
+def nucleus(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `exact_nucleus` by a faster sort, on a CPU, and which rows have a tie where only torch's sort says who stays.
+
+    Parameters
+    ----------
+    logits
+        float32, shape (n, V).
+
+    Returns
+    -------
+    logits
+        float32, shape (n, V), a fresh tensor.
+    unsure
+        bool, shape (n,): the smallest logit that stays equals the largest that goes.
+    """
+    import torch
+
+    from assay.kernels.scoring.ascending import order
+
+    out, unsure = torch.empty_like(logits), torch.empty(len(logits), dtype=torch.bool)
+    for rows in _pieces(logits):
+        places = torch.from_numpy(order(logits[rows].contiguous().numpy()))
+        ascending = logits[rows].gather(-1, places)
+        out[rows], removed = _mask_lowest(logits[rows], ascending, places, top_p)
+        count = removed.sum(dim=-1, keepdim=True)  # at most V - 1
+        edge = ascending.gather(-1, count) == ascending.gather(-1, (count - 1).clamp_min(0))
+        unsure[rows] = (edge & (count > 0))[:, 0]
+    return out, unsure
+
+
+def _pieces(logits: torch.Tensor) -> list[slice]:
+    """All rows at once on a GPU; on a CPU as many as are sorted in bounded memory."""
+    n, vocabulary = logits.shape
+    step = max(1, _SORTED // vocabulary) if logits.device.type == "cpu" else max(1, n)
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
+def _mask_lowest(
+    logits: torch.Tensor, ascending: torch.Tensor, order: torch.Tensor, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+    removed[..., -1:] = False
+    return logits.masked_fill(removed.scatter(1, order, removed), -math.inf), removed

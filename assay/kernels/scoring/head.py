@@ -37,16 +37,21 @@ class Head:
 
 
 class Projection:
-    """Hidden states of a block of rows, ready to be multiplied by pieces of the weights into reused memory."""
+    """Hidden states of a block of rows, ready to be multiplied by pieces of the weights into reused memory.
 
-    def __init__(self, hidden: torch.Tensor, head: Head, dtype: torch.dtype) -> None:
+    `memory` is what an earlier projection of the same head and type used, to be used again once its logits are not.
+    """
+
+    def __init__(
+        self, hidden: torch.Tensor, head: Head, dtype: torch.dtype, memory: dict[str, torch.Tensor] | None = None
+    ) -> None:
         self.head, self.rows, self.dtype = head, len(hidden), dtype
         # Rows of zeros up to the least size at which a row's bits no longer depend on the number of rows.
         padded = torch.nn.functional.pad(hidden, (0, 0, 0, max(0, LEAST - len(hidden))))
         # On a GPU narrow factors give a float32 product without float32 copies of them.
         self._mixed = hidden.is_cuda and hidden.dtype == head.weight.dtype != dtype
         self.hidden = padded if self._mixed else padded.to(dtype if dtype == head.weight.dtype else torch.float32)
-        self._buffers: dict[str, torch.Tensor] = {}
+        self._buffers = {} if memory is None else memory
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         # Memory that is touched for the first time costs more than the product that is written to it.
@@ -73,6 +78,18 @@ class Projection:
         if widen and used.dtype != torch.float32:
             return self._buffer("float", tuple(used.shape), torch.float32).copy_(used)
         return used.contiguous()
+
+    def whole(self) -> torch.Tensor:
+        """All candidates' logits as multiplied, shape (rows, V), C-contiguous; valid until the next call."""
+        vocabulary = len(self.head.weight)
+        if self.hidden.device.type != "cpu":
+            return self.logits(slice(0, vocabulary), widen=False)
+        # In blocks: one product over all candidates takes half as long again, and float32 copies of all weights at once
+        # could be larger than anything else.
+        out = self._buffer("whole", (self.rows, vocabulary), self.hidden.dtype)
+        for block in blocks(vocabulary):
+            out[:, block] = self.logits(block, widen=False)
+        return out
 
     def _product(self, weight: torch.Tensor) -> torch.Tensor:
         if self._mixed:

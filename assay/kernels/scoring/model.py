@@ -241,7 +241,7 @@ class ModelScorer:
             for start in range(window.first, len(window.inputs), step):
                 rows = states[start : start + step]
                 if parts.head is not None:
-                    rows = Projection(rows, parts.head, self._logits_dtype).logits(slice(0, parts.vocabulary))
+                    rows = Projection(rows, parts.head, self._logits_dtype).whole()
                 law = torch.log_softmax(warp(rows.float(), decoding), dim=-1)
                 yield window.place + start - window.first, law.numpy(force=True)
 

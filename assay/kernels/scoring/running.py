@@ -64,21 +64,23 @@ def start(targets: npt.NDArray[np.int64], chosen: npt.NDArray[np.float32], tilts
     return RunningSums(targets, chosen, seen, state, others, counts[0], counts[1], 1 - tilts)
 
 
-def finish(sums: RunningSums, tilts: Floats, *, cross: bool) -> TokenStatistics:
-    """Statistics from the sums over the whole vocabulary.
+def finish(
+    sums: RunningSums, tilts: Floats, *, cross: bool, numbers: npt.NDArray[np.int64] | None = None
+) -> TokenStatistics:
+    """Statistics from the sums over the whole vocabulary; errors call the rows by `numbers`, else from 0 on.
 
     Raises
     ------
     ValueError
         If a row's logits, of either model, hold NaN or +inf, or are all -inf.
     """
-    _check(sums.state[:, MAXIMUM], sums.state[:, MASS], "logits")
+    _check(sums.state[:, MAXIMUM], sums.state[:, MASS], "logits", numbers)
     mass = sums.state[:, MASS]
     log_mass = np.log(mass)
     top = sums.state[:, MAXIMUM]
     cross_entropy = None
     if cross:
-        _check(sums.others[:, 0], sums.others[:, 1], "other logits")
+        _check(sums.others[:, 0], sums.others[:, 1], "other logits", numbers)
         log_q_mass = sums.others[:, 0] + np.log(sums.others[:, 1])
         cross_entropy = np.maximum(log_q_mass - sums.others[:, 2] - sums.state[:, CROSS] / mass, 0.0)
     with np.errstate(divide="ignore"):
@@ -99,11 +101,12 @@ def finish(sums: RunningSums, tilts: Floats, *, cross: bool) -> TokenStatistics:
     )
 
 
-def _check(top: Floats, mass: Floats, name: str) -> None:
+def _check(top: Floats, mass: Floats, name: str, numbers: npt.NDArray[np.int64] | None) -> None:
     bad = np.flatnonzero(~np.isfinite(mass) | ~np.isfinite(top) | (mass == 0))
     if len(bad):
         what = "only -inf" if top[bad[0]] == -np.inf and mass[bad[0]] == 0 else "NaN or +inf"
+        number = bad[0] if numbers is None else numbers[bad[0]]
         raise ValueError(
-            f"{name} must be finite or -inf, with a finite one in every row; row {bad[0]} holds {what} "
+            f"{name} must be finite or -inf, with a finite one in every row; row {number} holds {what} "
             f"({len(bad)} of {len(mass)} rows). Check the model's weights and its precision."
         )

@@ -20,6 +20,7 @@ from assay.kernels.scoring.running import CROSS, MASS, MAXIMUM, MEAN, SECOND, TH
 
 _STEP = 2048  # logits summed in float32 before they go to the float64 totals: 8 KiB, in the first-level cache
 _LOWEST = np.float32(-87.0)  # exp of it is 1.6e-38, the edge of normal float32
+_KEY_OF_MINUS_INF = np.int32(-2139095041)
 _LOG2E = np.float32(1.44269504)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
@@ -60,14 +61,17 @@ def _widened_by_type(row, scratch):
 
 @numba.njit(error_model="numpy")
 def _maximum(row):
-    """Largest entry; a NaN with the sign bit clear counts as larger than inf, so that it shows."""
-    best = np.int32(-2147483648)
+    """Largest entry; NaN if there is one, so that it shows even among nothing but -inf."""
+    best, least = np.int32(-2147483648), np.int32(2147483647)
     for j in range(row.shape[0]):
         bits = np.float32(row[j]).view(np.int32)
-        # The bits sorted as integers: integer maxima vectorise without the assumption that no NaN occurs.
+        # The bits sorted as integers: integer maxima vectorise without the assumption that no NaN occurs. A NaN lies
+        # above inf, or, with its sign bit set as processors make it, below -inf.
         key = np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-        if key > best:
-            best = key
+        best = key if key > best else best
+        least = key if key < least else least
+    if least < _KEY_OF_MINUS_INF:
+        return np.float32(np.nan)
     return np.int32(best ^ np.int32((best >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 

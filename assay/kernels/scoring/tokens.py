@@ -6,13 +6,15 @@ The logits of a block of candidates are computed, summed and forgotten: memory d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from assay._errors import MissingDependencyError
-from assay.kernels.scoring import running, statistics, statistics_torch
+from assay.kernels.scoring import running, statistics, statistics_torch, survivors
 from assay.kernels.scoring.decoding import Decoding, warp
 from assay.kernels.scoring.head import LEAST, Head, Projection, blocks
 from assay.kernels.scoring.running import RunningSums
@@ -21,10 +23,19 @@ from assay.kernels.scoring.statistics import DEFAULT_TILTS, Floats, TokenStatist
 Backend = Literal["auto", "numba", "torch", "triton"]
 
 _ROWS = 1024  # rows per pass over the weights
-# Logits held at once where whole rows are needed, and of them those warped at once (sorting takes several times their
-# memory): 16 and 4 MiB of float32 on a CPU; on a GPU half a gigabyte, so that the product has a thousand rows.
-_WHOLE, _WARPED = 1 << 22, 1 << 20
-_WHOLE_GPU, _WARPED_GPU = 1 << 27, 1 << 25
+# Bytes of logits held at once where whole rows are needed, and of them logits warped at once, which takes a few times
+# their memory: 12 MiB and 1 MiB of float32 on a CPU; on a GPU half a gigabyte, so that the product has a thousand rows.
+_WHOLE, _WARPED = 3 << 22, 1 << 18
+_WHOLE_GPU, _WARPED_GPU = 1 << 29, 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class _Law:
+    """What is asked of every row; `numbers` of rows, where they are passed along, are their places in the call."""
+
+    rule: Decoding
+    grid: Floats
+    backend: Backend
 
 
 @torch.inference_mode()
@@ -70,19 +81,8 @@ def score_logits(
         raise ValueError(f"other_logits must have shape {tuple(logits.shape)}, got {tuple(other_logits.shape)}.")
     grid = _grid(tilts)
     _check_targets(targets, logits.shape[1])
-    out = statistics.empty(len(logits), grid, cross=other_logits is not None)
-    rule = decoding or Decoding()
-    if _backend(backend, logits) == "triton" and not rule.truncates:
-        from assay.kernels.scoring import triton_statistics
-
-        return triton_statistics.row_statistics(logits, targets, grid, other_logits, temperature=rule.temperature)
-    step = max(1, (_WARPED_GPU if logits.is_cuda else _WARPED) // logits.shape[1])
-    for start in range(0, len(logits), step):
-        rows = slice(start, start + step)
-        other = None if other_logits is None else other_logits[rows].float()
-        whole = warp(logits[rows].float(), rule)
-        statistics.fill(out, rows, _whole_rows(whole, targets[rows], grid, other, backend))
-    return out
+    law = _Law(decoding or Decoding(), grid, backend)
+    return _in_memory(logits, other_logits, targets, law, np.arange(len(logits)))
 
 
 @torch.inference_mode()
@@ -111,7 +111,8 @@ def score_tokens(
     targets
         Integers, shape (n,), in [0, V).
     decoding, tilts, backend
-        As in `score_logits`. A rule with top-k, top-p or min-p needs whole rows of logits, 16 MiB at a time.
+        As in `score_logits`. With numba a rule with top-k keeps the few logits of each row that can survive; other
+        truncating rules need whole rows, 12 MiB at a time.
     other
         The second model's hidden states, shape (n, D2), and head over the same vocabulary.
     logits_dtype
@@ -142,31 +143,89 @@ def score_tokens(
     grid = _grid(tilts)
     out = statistics.empty(len(hidden), grid, cross=other is not None)
     rule = decoding or Decoding()
-    blockwise = _backend(backend, hidden) != "triton" and not rule.truncates
-    step = _ROWS if blockwise else max(LEAST, (_WHOLE_GPU if hidden.is_cuda else _WHOLE) // vocabulary)
+    law = _Law(rule, grid, backend)
+    step, by = _way(hidden, head, law, logits_dtype, alone=other is None)
+    memory: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
     for start in range(0, len(hidden), step):
         rows = slice(start, min(start + step, len(hidden)))
-        first = Projection(hidden[rows], head, logits_dtype)
-        second = None if other is None else Projection(other[0][rows], other[1], logits_dtype)
-        if blockwise:
-            found = _blockwise(first, second, targets[rows], rule.temperature, grid, backend)
-        else:
-            whole = first.logits(slice(0, vocabulary), widen=False)
-            beside = None if second is None else second.logits(slice(0, vocabulary), widen=False)
-            found = score_logits(whole, targets[rows], decoding=rule, tilts=tilts, other_logits=beside, backend=backend)
-        statistics.fill(out, rows, found)
+        first = Projection(hidden[rows], head, logits_dtype, memory[0])
+        second = None if other is None else Projection(other[0][rows], other[1], logits_dtype, memory[1])
+        statistics.fill(out, rows, by(first, second, targets[rows], law, np.arange(rows.start, rows.stop)))
+    return out
+
+
+Numbers = npt.NDArray[np.int64]
+Way = Callable[[Projection, Projection | None, torch.Tensor, _Law, Numbers], TokenStatistics]
+
+
+def _way(hidden: torch.Tensor, head: Head, law: _Law, logits_dtype: torch.dtype, *, alone: bool) -> tuple[int, Way]:
+    """How rows are scored, and how many at once."""
+    way, vocabulary = _backend(law.backend, hidden), len(head.weight)
+    if way != "triton" and not law.rule.truncates:
+        return _ROWS, _blockwise
+    if way == "numba" and alone and law.rule.top_k is not None:
+        rows = survivors.rows_at_once(law.rule.top_k, vocabulary, _ROWS)
+        if rows:
+            return rows, _collected
+    size = logits_dtype.itemsize if logits_dtype == head.weight.dtype else 4
+    return max(LEAST, (_WHOLE_GPU if hidden.is_cuda else _WHOLE) // (vocabulary * size)), _held
+
+
+def _held(
+    first: Projection, second: Projection | None, targets: torch.Tensor, law: _Law, numbers: Numbers
+) -> TokenStatistics:
+    """All logits of the rows held at once."""
+    return _in_memory(first.whole(), None if second is None else second.whole(), targets, law, numbers)
+
+
+def _collected(
+    first: Projection, second: Projection | None, targets: torch.Tensor, law: _Law, numbers: Numbers
+) -> TokenStatistics:
+    """The survivors of top-k collected in one pass over the vocabulary, then a few whole rows at a time."""
+    rule, vocabulary = law.rule, len(first.head.weight)
+    out = statistics.empty(first.rows, law.grid)
+    held = survivors.collect(first, rule.top_k or vocabulary, rule.temperature)
+    enough, more = np.flatnonzero(held.counts >= 0), np.flatnonzero(held.counts < 0)
+    step = max(1, _WARPED // vocabulary)
+    memory = torch.empty((min(step, len(enough)), vocabulary))
+    for start in range(0, len(enough), step):
+        index = enough[start : start + step]
+        whole = survivors.whole_rows(held.rows(index), rule, memory[: len(index)])
+        statistics.fill(out, index, _whole_rows(whole, None, targets[index], law, numbers[index]))
+    step = max(LEAST, _WHOLE // (4 * vocabulary))
+    for start in range(0, len(more), step):
+        index = more[start : start + step]
+        again = Projection(first.hidden[index], first.head, first.dtype)
+        statistics.fill(out, index, _held(again, None, targets[index], law, numbers[index]))
+    return out
+
+
+def _in_memory(
+    logits: torch.Tensor, other: torch.Tensor | None, targets: torch.Tensor, law: _Law, numbers: Numbers
+) -> TokenStatistics:
+    """Statistics of rows of logits of any type, before the decoding rule."""
+    if _backend(law.backend, logits) == "triton" and not law.rule.truncates:
+        from assay.kernels.scoring import triton_statistics
+
+        return triton_statistics.row_statistics(
+            logits, targets, law.grid, other, temperature=law.rule.temperature, numbers=numbers
+        )
+    out = statistics.empty(len(logits), law.grid, cross=other is not None)
+    step = max(1, (_WARPED_GPU if logits.is_cuda else _WARPED) // logits.shape[1])
+    for start in range(0, len(logits), step):
+        rows = slice(start, start + step)
+        whole = warp(logits[rows], law.rule)
+        beside = None if other is None else other[rows].float()
+        statistics.fill(out, rows, _whole_rows(whole, beside, targets[rows], law, numbers[rows]))
     return out
 
 
 def _blockwise(
-    first: Projection,
-    second: Projection | None,
-    targets: torch.Tensor,
-    temperature: float,
-    grid: Floats,
-    backend: Backend,
+    first: Projection, second: Projection | None, targets: torch.Tensor, law: _Law, numbers: Numbers
 ) -> TokenStatistics:
-    add = _adder(backend, first.hidden)
+    """One pass over the vocabulary, each block of logits summed and forgotten."""
+    grid, temperature = law.grid, law.rule.temperature
+    add = _adder(law.backend, first.hidden)
     tempered = first.chosen(targets) / temperature
     sums = running.start(targets.cpu().numpy().astype(np.int64), tempered.cpu().numpy(), grid)
     vocabulary = len(first.head.weight)
@@ -192,23 +251,23 @@ def _blockwise(
         pass_over(again, Projection(first.hidden[kept], first.head, first.dtype), None)
         for name in ("chosen", "greater", "ties"):
             getattr(sums, name)[wrong] = getattr(again, name)
-    return running.finish(sums, grid, cross=second is not None)
+    return running.finish(sums, grid, cross=second is not None, numbers=numbers)
 
 
 def _whole_rows(
-    logits: torch.Tensor, targets: torch.Tensor, grid: Floats, other: torch.Tensor | None, backend: Backend
+    logits: torch.Tensor, other: torch.Tensor | None, targets: torch.Tensor, law: _Law, numbers: Numbers
 ) -> TokenStatistics:
-    """Statistics of whole rows of float32 logits."""
-    if _backend(backend, logits) == "triton":
+    """Statistics of whole rows of float32 logits, after the decoding rule."""
+    if _backend(law.backend, logits) == "triton":
         from assay.kernels.scoring import triton_statistics
 
-        return triton_statistics.row_statistics(logits, targets, grid, other)
+        return triton_statistics.row_statistics(logits, targets, law.grid, other, numbers=numbers)
     targets = targets.to(logits.device, torch.int64)
     chosen = logits.gather(1, targets[:, None])[:, 0]
-    sums = running.start(targets.cpu().numpy(), chosen.cpu().numpy(), grid)
-    add = _adder(backend, logits)
+    sums = running.start(targets.cpu().numpy(), chosen.cpu().numpy(), law.grid)
+    add = _adder(law.backend, logits)
     add(sums, slice(0, len(logits)), logits.contiguous(), 0, None if other is None else other.contiguous())
-    return running.finish(sums, grid, cross=other is not None)
+    return running.finish(sums, law.grid, cross=other is not None, numbers=numbers)
 
 
 Adder = Callable[[RunningSums, slice, torch.Tensor, int, torch.Tensor | None], None]

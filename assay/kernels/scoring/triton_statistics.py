@@ -7,6 +7,7 @@ Reference: Milakov and Gimelshein (2018), arXiv:1805.02867 (running maximum and 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -157,6 +158,7 @@ def row_statistics(
     *,
     temperature: float = 1.0,
     block: int = _BLOCK,
+    numbers: npt.NDArray[np.int64] | None = None,
 ) -> TokenStatistics:
     """Statistics of whole rows, as `tokens.score_logits` describes them.
 
@@ -174,6 +176,8 @@ def row_statistics(
         Logits are divided by it.
     block
         Logits per step, a power of two.
+    numbers
+        What errors call the rows; None counts from 0.
     """
     n, vocabulary = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
@@ -200,7 +204,7 @@ def row_statistics(
         out[:, 6:13] if sums.default_tilts else _tilted(logits, out[:, 0].contiguous(), sums.powers, temperature, block)
     )
     _fill(sums, out.double().cpu().numpy(), tilted.double().cpu().numpy())
-    return running.finish(sums, tilts, cross=other is not None)
+    return running.finish(sums, tilts, cross=other is not None, numbers=numbers)
 
 
 def _tilted(logits: torch.Tensor, tops: torch.Tensor, powers: Floats, temperature: float, block: int) -> torch.Tensor:
