@@ -159,7 +159,7 @@ def test_a_bound_that_is_not_kept_is_found(app: Any, monkeypatch: pytest.MonkeyP
         ("GET", "/v1/reports/verify", "POST"),
         ("DELETE", f"/v1/jobs/job-{'0' * 24}", "GET"),
         ("PATCH", "/v1/telemetry/budget", "PUT"),
-        ("POST", "/jobs", "GET"),
+        ("DELETE", "/jobs", "GET, POST"),
         ("GET", "/logout", "POST"),
     ],
 )

@@ -223,7 +223,7 @@ def test_wrong_keys_are_refused_alike(service: Service) -> None:
 def test_forms_need_the_token_of_this_browser(service: Service) -> None:
     browser, another = service.browser(), service.browser()
     cases = [None, "", "0" * 64, another.token(), "é" * 64]
-    for path in ("/test", "/logout", f"/jobs/job-{'0' * 24}/report"):
+    for path in ("/test", "/jobs", "/logout", f"/jobs/job-{'0' * 24}/report"):
         for token in cases:
             data = {"text": PLAIN} | ({} if token is None else {"form_token": token})
             answer = browser.client.post(path, data=data)
@@ -454,6 +454,101 @@ def test_jobs_and_reports_are_shown_and_belong_to_their_tenant(service: Service)
     assert service.browser().get("/reports/../../etc/passwd").status_code == 404
 
 
+def test_a_corpus_from_the_page_becomes_a_job(service: Service) -> None:
+    browser = service.browser()
+    page = browser.get("/jobs").text
+    once = re.search(r'name="once" value="(\w+)"', page)
+    assert once is not None
+    accessible(page)
+    corpus = b"\n".join(orjson.dumps({"text": text, "name": f"doc-{i}"}) for i, text in enumerate((PLAIN, "other")))
+
+    def send(content: bytes, once: str) -> httpx.Response:
+        data = {"form_token": browser.token("/jobs"), "id_column": " name ", "once": once}
+        return browser.client.post("/jobs", data=data, files={"corpus": ("c.jsonl", content, "text/plain")})
+
+    def ids() -> list[str]:
+        header = {"authorization": f"Bearer {service.tokens['press']}"}
+        return [one["id"] for one in browser.client.get("/v1/jobs", headers=header).json()["jobs"]]
+
+    before = ids()
+    for content, form, new in ((corpus, "a", 1), (corpus, "a", 1), (corpus + b"\n", "a", 2), (corpus, "b", 3)):
+        answer = send(content, form)  # a form that is sent twice makes one job
+        assert (answer.status_code, answer.headers["location"]) == (303, "/jobs")
+        assert len(ids()) == len(before) + new
+    job = next(one for one in ids() if one not in before)
+    work(service.state, once=True)
+    header = {"authorization": f"Bearer {service.tokens['press']}"}
+    found = browser.client.get(f"/v1/jobs/{job}/results", headers=header).text.splitlines()
+    assert [orjson.loads(line)["doc_id"] for line in found] == ["doc-0", "doc-1"]
+    assert job in browser.get("/jobs").text
+    assert job not in service.browser("other").get("/jobs").text
+    assert 'name="corpus"' not in browser.get("/jobs?refresh=on").text  # loading anew would empty the form
+
+
+def test_a_corpus_that_cannot_be_taken_says_why(service: Service) -> None:
+    browser, guest = service.browser(), service.browser("guest")
+    folders = service.state.settings.data / "jobs"
+    before = sorted(folders.iterdir()) if folders.exists() else []
+
+    def send(who: Browser, content: bytes, id_column: str = "") -> httpx.Response:
+        data = {"form_token": who.token("/jobs"), "id_column": id_column, "once": "x"}
+        return who.client.post("/jobs", data=data, files={"corpus": ("c.jsonl", content, "text/plain")})
+
+    for content, id_column in ((b"", ""), (b" \n ", ""), (b"{}", "\x07"), (b"{}", "x" * 65)):
+        answer = send(browser, content, id_column)
+        assert answer.status_code == 422
+        assert 'role="alert"' in answer.text
+        accessible(answer.text)
+    assert (
+        browser.client.post("/jobs", data={"form_token": browser.token("/jobs"), "corpus": "text"}).status_code == 422
+    )
+    answer = send(guest, b'{"text": "a"}\n' * (service.state.settings.detections_per_key_per_day + 1))
+    assert answer.status_code == 429  # a corpus is no way around the budget
+    accessible(answer.text)
+    assert send(browser, b"x" * (9 * 2**20)).status_code == 413
+    _, writer = create_api_key(service.state.sessions, "press", ["embed"])
+    embeds = service.browser(None)
+    embeds.login(writer)
+    data = {"form_token": embeds.token("/"), "once": "x"}
+    assert embeds.client.post("/jobs", data=data, files={"corpus": ("c", b"{}")}).status_code == 403
+    assert (sorted(folders.iterdir()) if folders.exists() else []) == before
+
+
+# What a stranger who knows the ids gets. A route that is not here fails the test below.
+STRANGERS: dict[tuple[str, str], int] = {
+    ("GET", "/"): 200,
+    ("GET", "/static/page.css"): 200,
+    ("GET", "/jobs"): 200,
+    ("GET", "/reports"): 200,
+    ("POST", "/login"): 403,  # the form's token is that of a visitor
+    ("POST", "/test"): 404,
+    ("POST", "/jobs"): 422,
+    ("POST", "/jobs/{id}/report"): 404,
+    ("GET", "/reports/{id}"): 404,
+    ("GET", "/reports/{id}/{name}"): 404,
+    ("POST", "/logout"): 303,
+}
+
+
+def test_no_page_shows_another_tenant_s_things(service: Service) -> None:
+    """Every route of the page, called with the ids of another tenant."""
+    header = {"authorization": f"Bearer {service.tokens['press']}"}
+    line = orjson.dumps({"text": PLAIN, "id": "secret-document"})
+    job = service.browser().client.post("/v1/jobs?id_column=id", content=line, headers=header).json()["id"]
+    work(service.state, once=True)
+    report = service.browser().post(f"/jobs/{job}/report").headers["location"].rsplit("/", 1)[1]
+    routes = {(method, one.path) for one in pages_route.router.routes for method in one.methods}
+    assert routes == STRANGERS.keys(), "say in STRANGERS what a stranger gets"
+    stranger = service.browser("other")
+    for (method, path), status in sorted(STRANGERS.items(), key=lambda one: one[0][1] == "/logout"):
+        url = path.replace("{id}", job if path.startswith("/jobs") else report).replace("{name}", "report.json")
+        data = {"form_token": stranger.token(), "text": PLAIN, "key": "key-press"} if method == "POST" else None
+        answer = stranger.client.request(method, url, data=data)
+        assert answer.status_code == status, (method, path, answer.text)
+        for hidden in (job, report, "key-press", "secret-document"):
+            assert hidden not in answer.text or hidden in url or status == 404, (method, path)
+
+
 def test_headline_steps() -> None:
     steps = {-50.0: 3, np.log(1e-6): 3, np.log(2e-6): 2, np.log(1e-3): 2, np.log(1e-2): 1, np.log(0.011): 0, 0.0: 0}
     assert {log_p: verdict.headline(log_p, 9)[0] for log_p in steps} == steps
@@ -539,6 +634,23 @@ def test_by_keyboard_in_a_real_browser(service: Service, address: str, tmp_path:
         browser.tab_to("a Test another text")
         browser.press("Enter")
         browser.wait("Test a text")
+        browser.tab_to("a Jobs")
+        browser.press("Enter")
+        browser.wait("Jobs")
+        browser.tab_to("input corpus")
+        corpus = tmp_path / "corpus.jsonl"
+        corpus.write_bytes(orjson.dumps({"text": service.marked}))
+        chosen = browser.send("Runtime.evaluate", expression="document.activeElement")["result"]["objectId"]
+        browser.send("DOM.setFileInputFiles", files=[str(corpus)], objectId=chosen)
+        before = browser.value("document.querySelectorAll('tbody tr').length")
+        assert browser.tab_to("button Start the job") == ["input id_column", "button Start the job"]
+        browser.press("Enter")
+        deadline = time.monotonic() + 60
+        while browser.value("document.querySelectorAll('tbody tr').length") != before + 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        browser.wait("Jobs")
+        assert not [one for one in browser.spoken() if one[0] in ("button", "link", "textbox") and not one[1]]
         browser.tab_to("button Log out")
         browser.press("Enter")
         browser.wait("Log in")

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,19 +93,45 @@ async def submit(
 
     The same `Idempotency-Key` with the same request gives the same job again, whatever happened to the first answer.
     """
-    _check_fdr(caller, fdr)
+    options = {"fdr": fdr, "id_column": id_column, "source_column": source_column, "shard_rows": shard_rows}
+    try:
+        job, fresh = await enter(shared, caller, request.stream(), keys, options, idempotency_key)
+    except ClientDisconnect:
+        raise HTTPException(400, "the upload broke off.") from None
+    if not fresh:
+        response.status_code = 200
+    return JobView.of(job)
+
+
+async def enter(
+    shared: State,
+    caller: Caller,
+    pieces: AsyncIterable[bytes],
+    keys: list[str] | None,
+    options: dict[str, Any],
+    idempotency_key: str | None,
+) -> tuple[Job, bool]:
+    """Store a corpus, charge its lines and put its job into the queue; the job, and whether it is new.
+
+    Parameters
+    ----------
+    pieces
+        The corpus, written to the disk as it comes.
+    keys
+        Ids; None for every active and retired key.
+    options
+        "fdr", "id_column", "source_column", "shard_rows".
+    idempotency_key
+        With a known one and the same request it is the job made then.
+    """
+    _check_fdr(caller, options["fdr"])
     ids = await run_in_threadpool(_key_ids, shared, caller, keys)
-    options = {
-        "keys": ids,
-        "fdr": fdr,
-        "id_column": id_column,
-        "source_column": source_column,
-        "shard_rows": shard_rows,
-    }
+    options = {"keys": ids, **options}
     job_id = jobs.new_id()
     folder = shared.settings.data / "jobs" / job_id
     try:
-        digest, lines = await _store(request, jobs.JobFolders(shared.settings.data).corpus(job_id), shared.settings)
+        corpus = jobs.JobFolders(shared.settings.data).corpus(job_id)
+        digest, lines = await _store(pieces, corpus, shared.settings.max_upload_bytes)
         request_sha256 = hashlib.sha256(orjson.dumps([options, digest], option=orjson.OPT_SORT_KEYS)).hexdigest()
         if await run_in_threadpool(jobs.submitted, shared.sessions, caller.tenant, idempotency_key) is None:
             charge = Charge(caller, tuple(ids), lines, "jobs.detect", job_id)
@@ -130,8 +156,7 @@ async def submit(
         raise
     if not fresh:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
-        response.status_code = 200
-    return JobView.of(job)
+    return job, fresh
 
 
 @router.get("")
@@ -194,21 +219,18 @@ def _check_fdr(caller: Caller, fdr: float) -> None:
         raise HTTPException(422, "fdr must be 0.1, 0.01 and so on to 1e-9 for an API key without the scope 'keys'.")
 
 
-async def _store(request: Request, path: Path, settings: Any) -> tuple[str, int]:
-    """The body into a file, on the disk when this returns; its SHA-256 and how many lines it has at most."""
+async def _store(pieces: AsyncIterable[bytes], path: Path, most: int) -> tuple[str, int]:
+    """The corpus into a file, on the disk when this returns; its SHA-256 and how many lines it has at most."""
     digest, size, lines = hashlib.sha256(), 0, 1
     path.parent.mkdir(mode=0o700, parents=True)
     with path.open("wb") as file:
-        try:
-            async for piece in request.stream():
-                size += len(piece)
-                if size > settings.max_upload_bytes:
-                    raise HTTPException(413, f"the corpus must be at most {settings.max_upload_bytes} bytes.")
-                digest.update(piece)
-                lines += piece.count(b"\n")
-                await asyncio.to_thread(file.write, piece)
-        except ClientDisconnect:
-            raise HTTPException(400, "the upload broke off.") from None
+        async for piece in pieces:
+            size += len(piece)
+            if size > most:
+                raise HTTPException(413, f"the corpus must be at most {most} bytes.")
+            digest.update(piece)
+            lines += piece.count(b"\n")
+            await asyncio.to_thread(file.write, piece)
         if size == 0:
             raise HTTPException(422, "the corpus is empty: send JSON lines as the body.")
         file.flush()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
-from collections.abc import Callable, Coroutine
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
@@ -25,11 +28,13 @@ from assay.service.pages import sessions, verdict
 from assay.service.pages.render import page, style
 from assay.service.pages.sessions import WebSessions
 from assay.service.routes import detect
+from assay.service.routes import jobs as job_routes
 from assay.service.routes import reports as report_routes
 from assay.service.routes.jobs import JobId
 from assay.service.routes.reports import NewReport, ReportId
 
 SESSION, VISITOR = "assay_session", "assay_visitor"
+_FIELD = re.compile(r"[^\x00-\x1f]{0,64}")
 _WORDS = {403: "Not allowed", 404: "Not found", 409: "Not now", 422: "This cannot be tested", 429: "Too much for now"}
 
 
@@ -140,14 +145,27 @@ async def test(request: Request, shared: Shared, caller: Known) -> Response:
 
 @router.get("/jobs")
 def list_jobs(request: Request, shared: Shared, caller: Known, refresh: str = "") -> Response:
-    """The newest jobs, with how far they are."""
+    """The newest jobs, with how far they are, and the form for a new one."""
     _need(caller, "detect")
-    may_report = caller.may("keys")
-    by_job: dict[str | None, list[Any]] = {}
-    for one in reports.listed(shared.sessions, caller.tenant) if may_report else ():
-        by_job.setdefault(one.job_id, []).append(one)
-    found = jobs.listed(shared.sessions, caller.tenant)
-    return _page(request, caller, "jobs", jobs=found, reports=by_job, may_report=may_report, refresh=refresh == "on")
+    return _jobs(request, shared, caller, refresh=refresh == "on")
+
+
+@router.post("/jobs")
+async def upload(request: Request, shared: Shared, caller: Known) -> Response:
+    """Take a corpus and put its job into the queue; sent twice by the same form it is one job."""
+    form = await _form(request, SESSION)
+    _need(caller, "detect")
+    corpus, id_column, once = form.get("corpus"), form.get("id_column"), form.get("once")
+    id_column = id_column.strip() if isinstance(id_column, str) else ""
+    if not isinstance(corpus, bytes) or not corpus.strip():
+        return await run_in_threadpool(_jobs, request, shared, caller, problem="Choose a file of JSON lines.")
+    if not _FIELD.fullmatch(id_column):
+        problem = "The name of a field has at most 64 characters, none of them invisible."
+        return await run_in_threadpool(_jobs, request, shared, caller, problem=problem)
+    options = {"fdr": 0.01, "id_column": id_column or None, "source_column": None, "shard_rows": 2000}
+    sent = hashlib.sha256(b"\0".join([str(once).encode(), id_column.encode(), corpus])).hexdigest()
+    await job_routes.enter(shared, caller, _once(corpus), None, options, f"page-{sent}")
+    return RedirectResponse("/jobs", 303)
 
 
 @router.post("/jobs/{id}/report")
@@ -209,6 +227,32 @@ def _test_form(request: Request, shared: State, caller: Caller, problem: str | N
         keys = [info for info in infos if info.config.purpose == "watermark" and info.state != "revoked"]
     most = shared.settings.max_text_characters
     return _page(request, caller, "test", 422 if problem else 200, problem=problem, keys=keys, most=most, here="/")
+
+
+def _jobs(
+    request: Request, shared: State, caller: Caller, *, refresh: bool = False, problem: str | None = None
+) -> Response:
+    may_report = caller.may("keys")
+    by_job: dict[str | None, list[Any]] = {}
+    for one in reports.listed(shared.sessions, caller.tenant) if may_report else ():
+        by_job.setdefault(one.job_id, []).append(one)
+    return _page(
+        request,
+        caller,
+        "jobs",
+        422 if problem else 200,
+        jobs=jobs.listed(shared.sessions, caller.tenant),
+        reports=by_job,
+        may_report=may_report,
+        refresh=refresh,
+        problem=problem,
+        once=secrets.token_hex(16),
+        most=shared.settings.max_body_bytes // 2**20,
+    )
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
 
 
 def _verdict(request: Request, shared: State, caller: Caller, wanted: detect.Wanted) -> Response:
