@@ -107,6 +107,21 @@ def test_the_model_is_called_without_mask_and_cache(model):
     assert kwargs["input_ids"].tolist() == [[1, 5, 6, 7, 8, 9], [1, 2, 3, 0, 0, 0]]
 
 
+def test_packing_would_be_right_only_without_mask_and_cache(model):
+    # Why windows are not packed into one row, and why no call passes a mask or a cache: the same packed row is right
+    # with neither and wrong with either, and no error says so.
+    first, second = (torch.tensor([ids]) for ids in ([1, 5, 9, 30], [1, 7, 8, 3, 2]))
+    packed = {"input_ids": torch.cat([first, second], 1), "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])}
+    with torch.no_grad():
+        alone = model(second, use_cache=False).logits
+        right = model(**packed, use_cache=False).logits[:, 4:]
+        cached = model(**packed, use_cache=True).logits[:, 4:]
+        masked = model(**packed, use_cache=False, attention_mask=torch.ones(1, 9)).logits[:, 4:]
+    assert torch.allclose(right, alone, atol=TOLERANCE)
+    assert (cached - alone).abs().max() > 0.1
+    assert (masked - alone).abs().max() > 0.1
+
+
 def test_without_beginning_of_sequence_the_first_token_is_not_scored(model):
     docs = documents(2, [0, 1, 5])
     for found, ids in zip(ModelScorer(model, add_bos=False).score(docs), docs, strict=True):

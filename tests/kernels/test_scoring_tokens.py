@@ -296,10 +296,28 @@ def test_bad_arguments_are_refused():
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_no_rows(backend):
-    found = score_tokens(torch.zeros(0, 4), torch.zeros(7, 4), torch.zeros(0, dtype=torch.int64), backend=backend)
+@pytest.mark.parametrize("rule", [Decoding(), Decoding(top_k=3), Decoding(top_p=0.9), Decoding(min_p=0.1)])
+def test_no_rows(backend, rule):
+    weight, none = torch.zeros(70, 4), torch.zeros(0, dtype=torch.int64)
+    found = score_tokens(torch.zeros(0, 4), weight, none, decoding=rule, backend=backend)
     assert len(found) == 0
     assert found.tilted_log_sums.shape == (0, len(DEFAULT_TILTS))
+    assert len(score_logits(torch.zeros(0, 70), none, decoding=rule, backend=backend)) == 0
+
+
+@pytest.mark.parametrize("rule", [Decoding(top_k=20, top_p=0.9), Decoding(top_p=0.9), Decoding(min_p=0.05)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_under_a_truncating_rule_does_not_depend_on_its_batch_bit_for_bit(rule, dtype):
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(90, 96, generator=generator).to(dtype)
+    weight = (torch.randn(4101, 96, generator=generator) / 4).to(dtype)
+    targets = torch.randint(0, 4101, (90,), generator=generator)
+    for logits_dtype in {torch.float32, dtype}:
+        whole = score_tokens(hidden, weight, targets, decoding=rule, logits_dtype=logits_dtype)
+        for rows in (slice(0, 1), slice(7, 40), slice(89, 90)):
+            part = score_tokens(hidden[rows], weight, targets[rows], decoding=rule, logits_dtype=logits_dtype)
+            for name, value in part._columns().items():
+                np.testing.assert_array_equal(value, whole._columns()[name][rows], err_msg=f"{name} {rows}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
