@@ -159,6 +159,28 @@ def test_the_plan_is_chosen_from_privacy_and_memory() -> None:
     assert "standard error 13 on average and at most 17.9" in text
 
 
+def test_separate_contributions_are_planned_banded_and_paid_by_number() -> None:
+    """16 contributions at least 64 steps apart: 16 times the variance of one, not 256 times."""
+    terms: dict[str, Any] = {"rho": Fraction(1, 2), **TERMS}
+    one = plan_counter(1024, mechanism="banded", bands=64, **terms)
+    many = plan_counter(1024, contributions=16, separation=64, **terms)
+    assert (many.design.name, many.design.bands) == ("banded", 64)
+    assert many.node_variance == pytest.approx(16 * one.node_variance, rel=1e-6)
+    # Closer together, or with a wider band, the squares do not add up.
+    for separation in (63, 1):
+        plan = plan_counter(1024, contributions=16, mechanism="banded", separation=separation, bands=64, **terms)
+        assert plan.node_variance == pytest.approx(256 * one.node_variance, rel=1e-6)
+    without = plan_counter(1024, contributions=16, **terms)
+    assert without.design.name == "square root"
+    assert many.mean_and_max_variance[1] < 0.2 * without.mean_and_max_variance[1]
+    # One contribution: the promise is worth nothing, and the square root stays.
+    assert plan_counter(1024, separation=64, **terms).design.name == "square root"
+    assert plan_from(plan_to(many)) == many
+    assert "banded with 64 bands" in str(many)
+    with pytest.raises(ValueError, match="separation must be a positive integer"):
+        plan_counter(8, separation=0, **terms)
+
+
 def test_noise_grows_with_what_a_unit_may_change() -> None:
     def node(**given: Any) -> float:
         return float(plan_counter(100, mechanism="binary tree", **given, **TERMS).node)

@@ -272,7 +272,7 @@ def plan_to(plan: Plan) -> dict[str, Any]:
         "node": str(plan.node),
         "grid_bits": plan.grid_bits,
         "cost": {**dataclasses.asdict(cost), "amount": str(cost.amount)},
-        "sizes": {name: getattr(plan, name) for name in ("bound", "contributions", "columns", "touched")},
+        "sizes": {name: getattr(plan, name) for name in ("bound", "contributions", "columns", "touched", "separation")},
     }
 
 

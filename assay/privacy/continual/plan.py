@@ -1,9 +1,10 @@
 """Plans of counters: which mechanism, how much noise, what it costs, how far off a release will be.
 
 Guarantee of a planned counter, against a stream that may be chosen after seeing earlier releases: epsilon-DP (Laplace)
-or rho-zCDP (Gaussian), for one unit that changes at most `contributions` steps by at most `bound` each; for steps in
-0 .. bound, add/remove of a unit and replacing it are the same there. Gaussian Toeplitz and BLT counters round a sum of
-doubles: they are rho-zCDP up to a total variation of `numerical_delta`.
+or rho-zCDP (Gaussian), for one unit that changes at most `contributions` steps, any two of them at least `separation`
+apart, by at most `bound` each; for steps in 0 .. bound, add/remove of a unit and replacing it are the same there.
+Gaussian Toeplitz and BLT counters round a sum of doubles: they are rho-zCDP up to a total variation of
+`numerical_delta`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.privacy.accounting import Adjacency, Cost, Unit, check_terms, exact, rho_for
-from assay.privacy.continual.toeplitz import Banded, BufferedLinear, SquareRoot, fit_blt
+from assay.privacy.continual.toeplitz import LARGEST_FIT, Banded, BufferedLinear, SquareRoot, fit_banded, fit_blt
 from assay.privacy.continual.trees import (
     BinaryTree,
     Factorisation,
@@ -65,6 +66,8 @@ class Plan:
         Counters that run side by side under this one cost.
     touched
         How many of the columns one step of one unit may change.
+    separation
+        How many steps lie at least from one contribution of a unit to its next; 1 for no promise.
     """
 
     design: Factorisation
@@ -76,6 +79,7 @@ class Plan:
     contributions: int = 1
     columns: int = 1
     touched: int = 1
+    separation: int = 1
 
     @property
     def node_variance(self) -> float:
@@ -145,6 +149,8 @@ class Plan:
         )
         if isinstance(self.design, BufferedLinear):
             what += f" with {len(self.design.poles)} buffers"
+        if isinstance(self.design, Banded):
+            what += f" with {self.design.bands} bands"
         price = (
             f"epsilon {float(self.cost.amount):.4g}"
             if self.cost.kind == "pure"
@@ -171,6 +177,7 @@ def plan_counter(
     contributions: int = 1,
     columns: int = 1,
     touched: int | None = None,
+    separation: int = 1,
     bands: int | None = None,
     arity: int | None = None,
 ) -> Plan:
@@ -199,8 +206,11 @@ def plan_counter(
     touched
         How many columns one step of one unit may change; default all. A histogram touches one under add/remove and two
         under replace.
+    separation
+        Least number of steps from one contribution of a unit to its next, such as 30 if each user counts once in 30
+        days; 1 promises nothing. Banded noise with so many bands pays for k contributions k times, not k^2 times.
     bands
-        For "banded": its width.
+        For "banded": its width; default `separation`. A wider band pays k^2 times.
     arity
         For "k-ary tree": its arity instead of the best one.
 
@@ -211,7 +221,8 @@ def plan_counter(
     """
     check_horizon(horizon)
     check_terms(adjacency, unit)
-    for name, value in (("bound", bound), ("contributions", contributions), ("columns", columns)):
+    whole = (("bound", bound), ("contributions", contributions), ("columns", columns), ("separation", separation))
+    for name, value in whole:
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")
     touched = columns if touched is None else touched
@@ -223,9 +234,18 @@ def plan_counter(
         raise ValueError(f"memory must be a positive integer or None, got {memory!r}.")
     pure, zcdp = targets(epsilon, delta, rho)
     terms: dict[str, Any] = {"adjacency": adjacency, "unit": unit}
-    sizes = {"bound": bound, "contributions": contributions, "columns": columns, "touched": touched}
+    sizes = {
+        "bound": bound,
+        "contributions": contributions,
+        "columns": columns,
+        "touched": touched,
+        "separation": separation,
+    }
+    if bands is None and separation > 1:
+        bands = min(separation, horizon)
+    comes_back = contributions > 1 and separation > 1
     plans = []
-    for design in _candidates(horizon, memory, mechanism, bands, arity, gaussian=zcdp is not None):
+    for design in _candidates(horizon, memory, mechanism, bands, arity, gaussian=zcdp is not None, banded=comes_back):
         if pure is not None and design.l1 is not None:
             plans.append(_laplace(design, pure, terms, sizes))
         # The proof for Gaussian noise needs nodes that are not read before they are complete; these are.
@@ -264,7 +284,7 @@ def plan_endless(
         As for `plan_counter`.
     """
     check_terms(adjacency, unit)
-    sizes = {"bound": bound, "contributions": contributions, "columns": 1, "touched": 1}
+    sizes = {"bound": bound, "contributions": contributions, "columns": 1, "touched": 1, "separation": 1}
     design = fit_blt(around, buffers, unbounded=True)
     return _gaussian(design, exact(rho, "rho"), {"adjacency": adjacency, "unit": unit}, sizes)
 
@@ -284,18 +304,27 @@ def targets(epsilon: Real | None, delta: float, rho: Real | None) -> tuple[Fract
 
 
 def _candidates(
-    horizon: int, memory: int | None, mechanism: str | None, bands: int | None, arity: int | None, *, gaussian: bool
+    horizon: int,
+    memory: int | None,
+    mechanism: str | None,
+    bands: int | None,
+    arity: int | None,
+    *,
+    gaussian: bool,
+    banded: bool,
 ) -> list[Factorisation]:
     found: list[Factorisation] = []
     wanted = [mechanism] if mechanism else ["binary tree", "Honaker", "k-ary tree", "smooth tree"]
     if gaussian and mechanism is None:
         wanted += ["square root"] if horizon <= _FFT_LARGEST else []
+        wanted += ["banded"] if horizon <= _FFT_LARGEST and banded else []
         wanted += ["BLT"] if memory is not None or horizon > _FFT_LARGEST else []
     for name in wanted:
         if name == "banded":
             if bands is None:
-                raise ValueError("bands must be given for the banded mechanism.")
-            found.append(Banded(horizon, bands))
+                raise ValueError("bands must be given for the banded mechanism, or separation.")
+            fits = type(bands) is int and horizon * bands <= LARGEST_FIT
+            found.append(fit_banded(horizon, bands) if fits else Banded(horizon, bands))
         elif name == "BLT":
             counts = [d for d in _BUFFERS if memory is None or d + 1 <= memory]
             found += [fit_blt(horizon, d) for d in counts[-1:]]
@@ -324,6 +353,9 @@ def _laplace(design: Factorisation, epsilon: Fraction, terms: dict[str, Any], si
 
 def _gaussian(design: Factorisation, rho: Fraction, terms: dict[str, Any], sizes: dict[str, int]) -> Plan:
     reach = sizes["touched"] * (sizes["contributions"] * sizes["bound"]) ** 2
+    if isinstance(design, Banded) and design.bands <= sizes["separation"]:
+        # No two contributions move the same row of C x: their squares add up.
+        reach = sizes["touched"] * sizes["contributions"] * sizes["bound"] ** 2
     cost = Cost.zcdp(rho, **terms)
     if design.l1 is not None:
         node = gaussian_variance(design.l1 * reach / (2 * rho))

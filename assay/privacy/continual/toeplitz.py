@@ -17,6 +17,7 @@ import numpy as np
 from assay.privacy.continual.trees import Floats, Times, check_horizon, checked_times
 
 _LARGEST = 2**26  # coefficient tables of 0.5 GB
+LARGEST_FIT = 2**28  # horizon times bands: some ten seconds
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,23 @@ class SquareRoot:
 
 @dataclass(frozen=True)
 class Banded:
-    """The square root cut off after some coefficients: a unit that comes back after `bands` steps meets fresh noise.
+    """C with `bands` coefficients only: a unit that comes back after `bands` steps meets fresh noise.
 
-    For one contribution it is worse than the square root; for k contributions at least `bands` steps apart its
-    squared sensitivity is k times `l2_squared`, not k^2 times.
+    For one contribution it is worse than the square root. For k contributions at least `bands` steps apart the columns
+    of C that they move share no row, so the squared sensitivity is k times `l2_squared`, not k^2 times.
 
     Attributes
     ----------
     bands
-        Coefficients of C that are kept, in [1, horizon].
+        Coefficients of C, in [1, horizon].
+    coefficients
+        Of C, as many as `bands`, the first of them 1; empty for those of the square root, cut off. Fit with
+        `fit_banded`.
     """
 
     horizon: int
     bands: int
+    coefficients: tuple[float, ...] = ()
     name = "banded"
     l1 = None
 
@@ -76,11 +81,16 @@ class Banded:
             raise ValueError(f"horizon must be at most 2**26 for a banded matrix, got {self.horizon}. Use BLT.")
         if type(self.bands) is not int or not 1 <= self.bands <= self.horizon:
             raise ValueError(f"bands must be an integer in [1, {self.horizon}], got {self.bands!r}.")
+        if self.coefficients:
+            finite = all(map(math.isfinite, self.coefficients))
+            if len(self.coefficients) != self.bands or not finite or self.coefficients[0] != 1:
+                # Rounding to the noise's grid is paid for by columns of norm at least 1.
+                raise ValueError(f"coefficients must be {self.bands} finite numbers, the first of them 1.")
 
     @property
     def l2_squared(self) -> float:
-        """Sum of the squared kept coefficients."""
-        return float(np.sum(square_root(self.bands) ** 2))
+        """Sum of the squared coefficients."""
+        return float(np.sum(self._column() ** 2))
 
     @property
     def memory(self) -> int:
@@ -89,12 +99,15 @@ class Banded:
 
     def noise_filter(self) -> Floats:
         """Coefficients of L = A C^-1, shape (horizon,)."""
-        return _banded_filter(self.horizon, self.bands)
+        return _banded_filter(self.horizon, self.bands, self.coefficients)
 
     def rows(self, times: Times) -> Floats:
         """Sum of the first t squared coefficients of L."""
         found: Floats = np.cumsum(self.noise_filter() ** 2)[checked_times(times, self.horizon) - 1]
         return found
+
+    def _column(self) -> Floats:
+        return np.array(self.coefficients) if self.coefficients else square_root(self.bands)
 
 
 @dataclass(frozen=True)
@@ -166,10 +179,11 @@ def square_root(length: int) -> Floats:
 
 
 @functools.lru_cache(maxsize=4)
-def _banded_filter(horizon: int, bands: int) -> Floats:
+def _banded_filter(horizon: int, bands: int, coefficients: tuple[float, ...]) -> Floats:
     from scipy.signal import lfilter
 
-    found: Floats = lfilter([1.0], square_root(bands), np.ones(horizon))
+    column = np.array(coefficients) if coefficients else square_root(bands)
+    found: Floats = lfilter([1.0], column, np.ones(horizon))
     found.setflags(write=False)
     return found
 
@@ -260,6 +274,53 @@ def fit_blt(horizon: int, buffers: int, *, unbounded: bool = False) -> BufferedL
     assert best is not None  # noqa: S101  # for the type checker
     poles, zeros = split(best.x)
     return BufferedLinear(horizon, tuple(poles.tolist()), tuple(zeros.tolist()), unbounded)
+
+
+@functools.lru_cache(maxsize=64)
+def fit_banded(horizon: int, bands: int) -> Banded:
+    """The coefficients with the smallest largest variance l2_squared rows(horizon), by descent from the square root.
+
+    Guarantee: none that the minimum is global; privacy does not depend on it, and the error is what `rows` says. It is
+    never worse than the square root cut off.
+
+    Parameters
+    ----------
+    horizon
+        T.
+    bands
+        In [1, horizon], with horizon times bands at most 2**28.
+
+    Notes
+    -----
+    L(x) = 1 / ((1 - x) c(x)), so the derivative of sum_k L_k^2 by c_j is -2 sum_k L_k G_(k - j) with G = L / c: one
+    more filter, and about 20 evaluations of O(horizon bands).
+    """
+    from scipy.optimize import minimize
+    from scipy.signal import lfilter
+
+    design = Banded(horizon, bands)  # checks both
+    if horizon * bands > LARGEST_FIT:
+        raise ValueError(f"horizon times bands must be at most 2**28 to be fitted, got {horizon * bands}.")
+    if bands == 1:
+        return design
+    ones = np.ones(horizon)
+
+    def loss(rest: Floats) -> tuple[float, Floats]:
+        column = np.concatenate([[1.0], rest])
+        with np.errstate(over="ignore", invalid="ignore"):
+            noise = lfilter([1.0], column, ones)
+            slope = lfilter([1.0], column, noise)
+            columns, rows = float(column @ column), float(noise @ noise)
+            steps = np.array([noise[j:] @ slope[: horizon - j] for j in range(1, bands)])
+        if not (math.isfinite(rows) and np.isfinite(steps).all()):
+            return 1e6, np.zeros(bands - 1)  # 1 / c grows without bound there
+        return math.log(columns) + math.log(rows), 2 * rest / columns - 2 * steps / rows
+
+    start = square_root(bands)[1:]
+    options = {"maxiter": 500, "maxcor": 30, "ftol": 1e-14, "gtol": 1e-8}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    best = found.x if found.fun <= loss(start)[0] else start
+    return Banded(horizon, bands, (1.0, *best.tolist()))
 
 
 def nuclear_bound(horizon: int) -> float:
