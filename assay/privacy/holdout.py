@@ -101,7 +101,8 @@ class Holdout:
     epsilon = 2 budget / (sigma n) and the rounding of values to multiples of 2**-20 (one part in a million). By that a
     query chosen from the answers has an expected overfit of at most exp(epsilon) - 1: no promise once epsilon is about
     1. Where fewer answers are paid for than the budget, the gain is larger in practice than is proved.
-    The holdout must not be looked at in any other way; the training set may be.
+    The holdout must not be looked at in any other way; the training set may be. A query must have an answer for every
+    record: one that raises on some holdout record has told about it without noise.
 
     Parameters
     ----------
