@@ -21,6 +21,7 @@ from assay.detection.result import TestResult
 from assay.detection.tails import log_gamma_sf, log_weighted_exponential_cdf
 from assay.kernels import prf
 from assay.kernels.chacha import Words
+from assay.kernels.dedup import first_occurrences
 from assay.watermark.gumbel import GumbelConfig, Pivots, observe, race_scores, scan, sum_scores
 
 NULL = "the text was written without knowledge of the key"
@@ -173,8 +174,15 @@ def model_aware_test(pivots: Pivots, log_probabilities: npt.NDArray[np.float64])
     )
 
 
-def robust_test(pivots: Pivots, log_probabilities: npt.NDArray[np.float64]) -> TestResult:
-    """The model-aware e-process for edited text: per token (1 - e) (1/p) U^(1/p - 1) + e, mixed over edit rates e.
+def robust_test(
+    pivots: Pivots,
+    log_probabilities: npt.NDArray[np.float64],
+    row_log_ratios: npt.NDArray[np.float64] | None = None,
+) -> TestResult:
+    """The model-aware e-process for edited text: per token (1 - e) L + e, mixed over edit rates e.
+
+    L is (1/p) U^(1/p - 1), which needs the token's own probability only; given whole laws, the e-value is averaged with
+    that of L = 1[the token wins its race] / p, which tells a marked token from others by all candidates' words.
 
     Guarantee: the e-value has mean at most 1 under the null for ANY probabilities computed from the text alone, and
     the p-value is 1 / e (Markov). An edited token costs at most log(1 / e) instead of hiding the others.
@@ -183,11 +191,15 @@ def robust_test(pivots: Pivots, log_probabilities: npt.NDArray[np.float64]) -> T
     ----------
     pivots, log_probabilities
         As in `model_aware_test`.
+    row_log_ratios
+        float64, shape (n_scored,): from `winner_log_ratios`; None where only `log_probabilities` are known.
     """
     log_p = clip_probabilities(log_probabilities)
-    log_ratio = -log_p - np.expm1(-log_p) * race_scores(pivots.words)
-    per_rate = [np.sum(np.logaddexp(math.log1p(-e) + log_ratio, math.log(e))) for e in _EDIT_RATES]
-    log_evalue = float(special.logsumexp(per_rate)) - math.log(len(_EDIT_RATES))
+    ratios = [-log_p - np.expm1(-log_p) * race_scores(pivots.words)]
+    if row_log_ratios is not None:
+        ratios.append(row_log_ratios)
+    mixed = [np.sum(np.logaddexp(math.log1p(-e) + ratio, math.log(e))) for ratio in ratios for e in _EDIT_RATES]
+    log_evalue = float(special.logsumexp(mixed)) - math.log(len(mixed))
     return TestResult(
         test="gumbel-robust",
         statistic=log_evalue,
@@ -200,6 +212,55 @@ def robust_test(pivots: Pivots, log_probabilities: npt.NDArray[np.float64]) -> T
         alternative="greater",
         assumptions=MODEL_ASSUMPTIONS,
     )
+
+
+def winner_log_ratios(
+    ids: Words,
+    prompt_length: int,
+    prf_key: Words,
+    config: GumbelConfig,
+    positions: npt.NDArray[np.int64],
+    model: ModelView,
+) -> npt.NDArray[np.float64]:
+    """log of 1[the token wins its context's race] / p for each counted token; 0 where it has nothing to say.
+
+    Guarantee: for a text chosen without the key, exp of each has mean at most 1 given the others, for ANY model. Only
+    the first token after each distinct context counts, so that no race is run twice; different races are independent.
+
+    Parameters
+    ----------
+    ids, prompt_length, prf_key, config
+        As in `testers.Tester.test_ids`.
+    positions
+        int64, shape (k,): `Pivots.positions`.
+    model
+        Its `rows()` are read once.
+
+    Returns
+    -------
+    float64, shape (k,), -inf where another token wins.
+    """
+    from assay.kernels import race
+
+    out = np.zeros(len(positions))
+    places = positions + prompt_length
+    new = first_occurrences(ids, np.array([0, len(ids)], dtype=np.int64), config.window)[places - 1]
+    for first, laws in model.rows():
+        vocabulary = laws.shape[1]
+        inside = (positions >= first) & (positions < first + len(laws))
+        numbers = np.flatnonzero(new & inside & (ids[places] < vocabulary))
+        if len(numbers) == 0:
+            continue
+        contexts = np.lib.stride_tricks.sliding_window_view(ids, config.window)[places[numbers] - config.window]
+        rows, tokens = laws[positions[numbers] - first], ids[places[numbers]].astype(np.int64)
+        won = race.winners(race.subkeys(prf_key, contexts), rows) == tokens
+        p = np.exp(
+            rows[np.arange(len(rows)), tokens].astype(np.float64) - special.logsumexp(rows.astype(np.float64), axis=1)
+        )
+        # Words have 2**32 cells: this bounds the chance to win. Proof: docs/explanation/tests-and-null-laws.md.
+        bound = p * (1.0 + 2.0**-31 * (vocabulary + 64)) + 2.0**-30
+        out[numbers] = np.where(won, -np.log(bound), -np.inf)
+    return out
 
 
 def test_ids(
@@ -220,9 +281,10 @@ def test_ids(
     log_p = model.log_prob_at(found.positions)
     if test == "model-aware":
         return model_aware_test(found, log_p)
+    robust = robust_test(found, log_p, winner_log_ratios(ids, prompt_length, prf_key, config, found.positions, model))
     if test == "robust":
-        return robust_test(found, log_p)
-    parts = (sum_test(found), model_aware_test(found, log_p), robust_test(found, log_p))
+        return robust
+    parts = (sum_test(found), model_aware_test(found, log_p), robust)
     return combine.best_of(parts, test="gumbel-best-of-three")
 
 

@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from assay.detection.gumbel import documents_test, model_aware_test, robust_test, sum_test
+from assay.detection.gumbel import (
+    documents_test,
+    model_aware_test,
+    robust_test,
+    sum_test,
+    test_ids,
+    winner_log_ratios,
+)
+from assay.detection.model_view import ModelView
 from assay.kernels.dedup import first_occurrences_numba, first_occurrences_numpy
+from assay.watermark.edits import edit
 from assay.watermark.gumbel import (
     GumbelConfig,
     next_tokens,
@@ -83,6 +92,95 @@ def test_robust_test_survives_edits_that_hide_the_mark_from_the_model_aware_test
     guess = np.where(edited, math.log(1e-5), log_p)[found.positions]
     assert model_aware_test(found, guess).pvalue > 1e-3
     assert robust_test(found, guess).pvalue < 1e-20
+
+
+# --- the winner of each token's race --------------------------------------------------------------------------------
+
+
+def view_of(ids: np.ndarray, laws: np.ndarray) -> ModelView:
+    """A model that gives token t of the text the law laws[t], in two pieces; it knows nothing of the first four."""
+    rows = np.log(np.maximum(laws, 1e-30)).astype(np.float32)
+    half = len(ids) // 2
+    own = rows[np.arange(len(ids)), np.minimum(ids, rows.shape[1] - 1)].astype(np.float64)
+    return ModelView(own, lambda: iter([(4, rows[4:half]), (half, rows[half:])]))
+
+
+def race_text(key: SecretKey, laws: np.ndarray, seed: int) -> np.ndarray:
+    history = list(np.random.default_rng(seed).integers(0, laws.shape[1], 4))
+    for law in laws[4:]:
+        row = np.log(np.maximum(law, 1e-30)).astype(np.float32)[None]
+        drawn = next_tokens([np.array(history)], row, prf_key=use_key(key), window=4, unmarked=unmarked_key(b"t"))
+        history.append(int(drawn[0]))
+    return np.array(history, dtype=np.uint32)
+
+
+def test_marked_tokens_win_their_race_and_others_as_often_as_they_are_likely(make_key: MakeKey) -> None:
+    laws = np.random.default_rng(6).dirichlet(np.full(30, 0.3), size=500)
+    ids = race_text(make_key(1), laws, 7)
+    found = pivots(ids, make_key(1))
+    ratios = winner_log_ratios(ids, 0, use_key(make_key(1)), GumbelConfig(), found.positions, view_of(ids, laws))
+    p = laws[found.positions, ids[found.positions]]
+    new = first_occurrences_numpy(ids, np.array([0, len(ids)]), 4)[found.positions - 1]
+    np.testing.assert_allclose(ratios[new], -np.log(p[new]), atol=1e-4)
+    assert np.all(ratios[~new] == 0.0)  # drawn without the mark
+    # Under other keys a token wins as often as it is likely: 30 keys, normal bound at a false-alarm rate of 1e-6.
+    wins, variance = 0.0, 30.0 * float(np.sum(p * (1 - p)))
+    for number in range(30):
+        other = winner_log_ratios(
+            ids, 0, use_key(make_key(100 + number)), GumbelConfig(), found.positions, view_of(ids, laws)
+        )
+        wins += np.count_nonzero(np.isfinite(other[new]))
+    expected = 30.0 * float(np.sum(p[new]))
+    assert abs(wins - expected) < 4.9 * math.sqrt(variance)
+    # The near-miss: laws 15 % off.
+    assert abs(wins - 1.15 * expected) > 4.9 * math.sqrt(variance)
+
+
+def test_a_winner_is_never_paid_more_than_its_chance_allows(make_key: MakeKey) -> None:
+    # Rows that are not normalised, and ids of which no race is run, which must say nothing.
+    laws = 3.0 * np.random.default_rng(8).dirichlet(np.full(5, 0.5), size=60)
+    ids = race_text(make_key(1), laws, 9)
+    ids[20] = 17
+    found = pivots(ids, make_key(1))
+    ratios = winner_log_ratios(ids, 0, use_key(make_key(1)), GumbelConfig(), found.positions, view_of(ids, laws))
+    rows = np.exp(np.log(np.maximum(laws, 1e-30)).astype(np.float32).astype(np.float64))
+    shares = (rows / rows.sum(axis=1, keepdims=True))[found.positions]
+    for place, ratio, law in zip(found.positions.tolist(), ratios, shares, strict=True):
+        if place == 20:
+            assert ratio == 0.0
+        elif np.isfinite(ratio) and ratio != 0.0:
+            assert 0.0 <= -math.log(law[ids[place]]) - ratio < 1e-3 + 1e-6 / law[ids[place]]
+    empty = winner_log_ratios(
+        ids[:4], 4, use_key(make_key(1)), GumbelConfig(), np.empty(0, np.int64), view_of(ids, laws)
+    )
+    assert empty.shape == (0,)
+
+
+def test_the_winner_of_the_race_makes_the_robust_test_sharper_under_edits(make_key: MakeKey) -> None:
+    # Laws of 0.9 nats on average; one token of ten is replaced.
+    laws = np.random.default_rng(10).dirichlet(np.full(30, 0.03), size=300)
+    marked = race_text(make_key(1), laws, 11)
+    ids = edit(marked, "substitute", 0.1, 30, np.random.default_rng(12))
+    view = view_of(ids, laws)
+    found = pivots(ids, make_key(1))
+    alone = robust_test(found, view.log_prob_at(found.positions))
+    whole = test_ids(ids, 0, use_key(make_key(1)), GumbelConfig(), test="robust", model=view)
+    assert whole.log_pvalue < 1.3 * alone.log_pvalue < math.log(1e-3)
+
+
+def test_e_values_with_the_winner_of_the_race_have_mean_at_most_one(make_key: MakeKey) -> None:
+    # 200 keys on a repetitive text with wrong laws; quantiles of the binomial at a false-alarm rate of 1e-6.
+    ids = np.tile(np.random.default_rng(13).integers(0, 20, 60), 3).astype(np.uint32)
+    view = view_of(ids, np.random.default_rng(14).dirichlet(np.full(20, 0.5), size=len(ids)))
+    large = {20: 0, 5: 0}
+    for number in range(200):
+        result = test_ids(ids, 0, use_key(make_key(number)), GumbelConfig(), test="robust", model=view)
+        for threshold in large:
+            large[threshold] += result.evalue >= threshold
+    assert all(count <= stats.binom.ppf(1 - 1e-6, 200, 1 / threshold) for threshold, count in large.items())
+
+
+test_ids.__test__ = False  # it is the tester's, not one of these
 
 
 @pytest.mark.parametrize("kind", ["sum", "model-aware", "robust"])
