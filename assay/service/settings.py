@@ -32,7 +32,7 @@ class Settings:
         Rate limit of each API key, in each server process.
     detections_per_key_per_day
         Oracle guard: how often one API key with the scope "detect" alone may test one watermark key in a day (UTC).
-        Unlimited queries would let an attacker strip or forge a mark.
+        At most 1e9. Unlimited queries would let an attacker strip or forge a mark.
     lease_seconds
         How long a job stays with a worker that gives no sign of life.
     job_workers

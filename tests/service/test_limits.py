@@ -19,6 +19,7 @@ from assay.service import audit, limits
 from assay.service.accounts import Charge, OracleGuard
 from assay.service.auth import Caller
 from assay.service.limits import STRONGEST, RateLimiter, rounded
+from assay.service.settings import Settings
 
 LN10 = math.log(10.0)
 DETECT = Caller("acme", "aaaabbbbccccdddd", frozenset({"detect"}))
@@ -105,6 +106,13 @@ def test_a_huge_charge_is_refused_and_overflows_nothing(engine: Engine) -> None:
     assert guard.spend(DETECT, ["k"], 10**9 - 1)
     assert guard.charge_all([Charge(DETECT, ("k",), 2**62, "a"), Charge(DETECT, ("k",), 1, "b")]) == [False, True]
     assert not guard.spend(DETECT, ["k"], 1)
+
+
+def test_a_budget_fits_its_column() -> None:
+    assert Settings(detections_per_key_per_day=10**9)
+    for bad in (0, 10**9 + 1):
+        with pytest.raises(ValueError, match="detections_per_key_per_day"):
+            Settings(detections_per_key_per_day=bad)
 
 
 def test_all_or_none_is_spent(engine: Engine) -> None:
