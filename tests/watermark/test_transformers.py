@@ -226,6 +226,7 @@ def test_scores_that_cannot_be_drawn_from(make_key: MakeKey) -> None:
         ({"do_sample": False}, "do_sample must be True.*got False"),
         ({"do_sample": None}, "do_sample must be True.*got None"),
         ({"do_sample": False, "prompt_lookup_num_tokens": 3}, "do_sample must be True"),
+        ({"top_k": 1}, "top_k must be above 1 for a watermark, got 1"),
     ],
 )
 def test_decoding_that_would_lose_the_mark_is_refused(

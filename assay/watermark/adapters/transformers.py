@@ -70,8 +70,8 @@ def for_transformers(
         If the key is for signing or for a scheme that does not draw token by token, or `pad_token_id` or `seed` is out
         of range.
     GenerationError
-        From `generate`: for greedy decoding, beam search and continuous batching, where the mark would be absent or
-        the law of the text wrong.
+        From `generate`: for greedy decoding, also by top_k=1, beam search and continuous batching, where the mark would
+        be absent or the law of the text wrong.
 
     Notes
     -----
@@ -200,6 +200,11 @@ def _call_settings(watermark: _PerCallWatermark) -> tuple[Any, int]:
         raise GenerationError(
             f"do_sample must be True for a watermark, got {settings.do_sample}: greedy decoding has no randomness to "
             "key. Call generate(..., do_sample=True); a low temperature stays close to greedy."
+        )
+    if getattr(settings, "top_k", None) == 1:
+        raise GenerationError(
+            "top_k must be above 1 for a watermark, got 1: one candidate leaves no randomness to key. Leave it out, or "
+            "raise it; `assay plan` says how many tokens a setting needs."
         )
     return settings, int(seen["input_ids_seq_length"])
 
