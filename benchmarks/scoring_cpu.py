@@ -30,6 +30,18 @@ def bare_product(hidden: torch.Tensor, weight: torch.Tensor) -> None:
         torch.mm(hidden, block.T, out=buffer[:, : len(block)])
 
 
+def upcast_product(hidden: torch.Tensor, weight: torch.Tensor, precision: str = "highest") -> None:
+    """The chunked float32 product of narrow factors, each block of weights widened once: the floor of exact logits."""
+    wide, copy = hidden.float(), torch.empty((COLUMNS, hidden.shape[1]))
+    buffer = torch.empty((len(hidden), COLUMNS))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    for start in range(0, len(weight), COLUMNS):
+        block = weight[start : start + COLUMNS]
+        torch.mm(wide, copy[: len(block)].copy_(block).T, out=buffer[:, : len(block)])
+    torch.set_float32_matmul_precision(before)
+
+
 def naive(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> None:
     """Log-probability, entropy and varentropy as one writes them first."""
     log_p = torch.log_softmax((hidden @ weight.T).float(), dim=1)
@@ -87,20 +99,28 @@ def main() -> None:
 
 def table(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rounds: int) -> None:
     dtype = weight.dtype
-    narrow = Decoding(temperature=0.8, top_k=50, top_p=0.95)
+    rules = {
+        "T=0.8 top-k 50 top-p 0.95": Decoding(temperature=0.8, top_k=50, top_p=0.95),
+        "top-p 0.95": Decoding(top_p=0.95),
+        "min-p 0.05": Decoding(min_p=0.05),
+    }
     ways: dict[str, Callable[[], object]] = {
         "bare product, in blocks": lambda: bare_product(hidden, weight),
         "score_tokens": lambda: score_tokens(hidden, weight, targets, logits_dtype=dtype),
         "score_tokens, no tilts": lambda: score_tokens(hidden, weight, targets, logits_dtype=dtype, tilts=()),
         "score_tokens, eager torch": lambda: score_tokens(hidden, weight, targets, logits_dtype=dtype, backend="torch"),
-        "score_tokens, T=0.8 top-k 50 top-p 0.95": lambda: score_tokens(
-            hidden, weight, targets, logits_dtype=dtype, decoding=narrow
-        ),
+        **{
+            f"score_tokens, {name}": lambda rule=rule: score_tokens(
+                hidden, weight, targets, logits_dtype=dtype, decoding=rule
+            )
+            for name, rule in rules.items()
+        },
         "naive: log p, entropy, varentropy": lambda: naive(hidden, weight, targets),
         "transformers loss: mean log p only": lambda: transformers_loss(hidden, weight, targets),
     }
     if dtype != torch.float32:
-        ways["bare product of float32 copies"] = lambda: bare_product(hidden.float(), weight.float())
+        ways["float32 product of widened blocks"] = lambda: upcast_product(hidden, weight)
+        ways["the same, torch's precision 'medium'"] = lambda: upcast_product(hidden, weight, "medium")
         ways["score_tokens, float32 logits (default)"] = lambda: score_tokens(hidden, weight, targets)
     best = dict.fromkeys(ways, float("inf"))
     peak: dict[str, int | None] = {}

@@ -211,7 +211,8 @@ def _in_memory(
             logits, targets, law.grid, other, temperature=law.rule.temperature, numbers=numbers
         )
     out = statistics.empty(len(logits), law.grid, cross=other is not None)
-    step = max(1, (_WARPED_GPU if logits.is_cuda else _WARPED) // logits.shape[1])
+    size = _WARPED_GPU if logits.is_cuda else _WARPED if law.rule.truncates else 4 * _WARPED
+    step = max(1, size // logits.shape[1])
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
         whole = warp(logits[rows], law.rule)
