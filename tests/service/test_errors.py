@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,21 @@ def test_bad_bodies_are_refused_without_echo(running: tuple[Service, dict[str, s
     assert len(answer.content) < 2500
     if what != "unknown field":  # the name of a field that is not accepted is where, not what
         assert MARK not in answer.text
+
+
+@pytest.mark.parametrize("sent", ["whole", "in pieces"])
+def test_fifty_megabytes_are_refused_and_not_repeated(running: tuple[Service, dict[str, str]], sent: str) -> None:
+    service, headers = running
+    body = b'{"text": 3, "more": "' + MARK.encode() + b"x" * 50_000_000 + b'"}'
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(body), 2**16):
+            yield body[start : start + 2**16]
+
+    content = body if sent == "whole" else pieces()
+    answer = service.client.post("/v1/detect", content=content, headers=headers)
+    assert answer.status_code == 413
+    assert len(answer.content) < 200
 
 
 def test_bodies_are_not_read_for_strangers(running: tuple[Service, dict[str, str]]) -> None:

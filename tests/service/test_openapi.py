@@ -7,6 +7,8 @@ every one can be accepted (positive_data_acceptance).
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,31 @@ def test_a_bound_that_is_not_kept_is_found(app: Any, monkeypatch: pytest.MonkeyP
 def test_405_names_every_method_of_the_path(app: Any, method: str, path: str, allowed: str) -> None:
     answer = TestClient(app).request(method, path, headers={"authorization": f"Bearer {app.state.test_token}"})
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+def names(schema: Any) -> Iterator[str]:
+    """Every field that a schema of the description names, at any depth."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+        for inside in schema.values():
+            yield from names(inside)
+    elif isinstance(schema, list):
+        for inside in schema:
+            yield from names(inside)
+
+
+def test_no_request_names_an_address_a_file_or_a_pattern(app: Any) -> None:
+    """What a service is told to fetch, open or match is how others reach through it."""
+    bad = re.compile(r"ur[il]|path|file|folder|host|regex|pattern|hook|callback")
+    asked = 0
+    for path, methods in app.openapi()["paths"].items():
+        for method, route in methods.items():
+            given = [one["name"] for one in route.get("parameters", [])] + list(names(route.get("requestBody", {})))
+            asked += len(given)
+            assert not [name for name in given if bad.search(name)], (method, path)
+            assert '"format": "uri"' not in json.dumps(route.get("requestBody", {}))
+    assert asked > 50
+    assert bad.search("image_url")
 
 
 def test_every_route_that_asks_who_calls_says_so(app: Any) -> None:
