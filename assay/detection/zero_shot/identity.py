@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,11 @@ from assay.kernels.scoring.statistics import TokenStatistics
 
 if TYPE_CHECKING:
     from assay.kernels.scoring.model import ModelScorer
+
+_FROM_TEXT: Final = (
+    "The ids were made from the text. Where the generator wrote others, a forbidden token is no refutation: give the "
+    "ids that were generated, or support_noise=1e-3."
+)
 
 Test = Literal["tilt", "freedman", "entropy-gap"]
 Document = str | bytes | npt.ArrayLike
@@ -47,7 +52,8 @@ def identity_test(
     Parameters
     ----------
     document
-        A string, UTF-8 bytes, or token ids of shape (n,). Ids as they were generated are best: see the assumptions.
+        A string, UTF-8 bytes, or token ids of shape (n,). Ids as they were generated are best: a text's own ids may
+        differ, and one of them that a truncating rule forbids refutes the null. Give `support_noise` with a text.
     scorer
         The model.
     decoding
@@ -131,7 +137,8 @@ def identity_tests(
     for rule in rules:
         found = scorer.score(checked, prompt=prompt, progress=progress, **settings(rule))
         results = [run(after_burn_in(statistics, burn_in)) for statistics in found]
-        per_rule.append([_named(result, rule, burn_in) for result in results])
+        named = [_named(result, rule, burn_in) for result in results]
+        per_rule.append([_warned(result, one) for result, one in zip(named, checked, strict=True)])
     return [over_rules(results) for results in zip(*per_rule, strict=True)]
 
 
@@ -234,6 +241,13 @@ def after_burn_in(statistics: TokenStatistics, burn_in: int) -> TokenStatistics:
     if burn_in == 0:
         return statistics
     return replace(statistics, scored=statistics.scored & (np.arange(len(statistics)) >= burn_in))
+
+
+def _warned(result: TestResult, document: Any) -> TestResult:
+    """The result, with a word on its ids if they were made from a text and one of them refuted the null."""
+    if not isinstance(document, str) or not math.isinf(result.log_pvalue):
+        return result
+    return replace(result, assumptions=(*result.assumptions, _FROM_TEXT))
 
 
 def _named(result: TestResult, rule: Decoding, burn_in: int) -> TestResult:

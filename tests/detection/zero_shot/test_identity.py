@@ -88,6 +88,24 @@ def test_other_texts_are_refuted(bundled: Any, human_text: str, zipf_ids: Callab
     human = identity_test(human_text[2000:3000], bundled, decoding=Decoding(top_k=20))
     assert human.log_pvalue == -math.inf
     assert "probability 0 under the decoding rule" in " ".join(human.assumptions)
+    assert "The ids were made from the text" in human.assumptions[-1]
+    ids = bundled.tokenizer(human_text[2000:3000], add_special_tokens=False)["input_ids"]
+    assert "The ids were made" not in identity_test(ids, bundled, decoding=Decoding(top_k=20)).assumptions[-1]
+
+
+@pytest.mark.slow
+def test_a_text_s_own_ids_may_refute_its_author(bundled: Any, own_texts: Texts) -> None:
+    # About one text in twenty of 100 tokens at top-k 50 comes back with an id that the rule forbids: none of 200 would
+    # with probability 4e-5. A tolerance keeps the level (false alarm 1e-6).
+    rule = RULES["top-k 50"]
+    ids = list(own_texts(200, rule, 100))
+    texts = bundled.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+    strict = identity_tests(texts, bundled, decoding=rule)
+    assert any(one.log_pvalue == -math.inf for one in strict)
+    check_size(identity_tests(ids, bundled, decoding=rule))
+    tolerant = identity_tests(texts, bundled, decoding=rule, support_noise=1e-3)
+    assert not any(one.log_pvalue == -math.inf for one in tolerant)
+    assert rejected(tolerant, 0.05) <= stats.binom.ppf(1 - 1e-6, 200, 0.05)
 
 
 def test_a_grid_keeps_the_least_refuted_rule(bundled: Any, own_texts: Texts) -> None:
