@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -100,6 +100,10 @@ def detect(
     other_model: Annotated[
         str | None, typer.Option(metavar="PATH", help="With --null human: the second model of the calibration.")
     ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="With --null human and --out: where the model runs; auto takes GPUs where there are some."),
+    ] = "auto",
     shard_rows: Annotated[int, typer.Option(min=1, help="Documents in a shard, the unit of resuming.")] = 2000,
     as_json: AsJson = False,
 ) -> None:
@@ -109,26 +113,37 @@ def detect(
     if (null == "human") != (calibration is not None):
         raise typer.BadParameter("--null human and --calibration FILE go together.")
     if calibration is not None:
-        if key:
-            raise typer.BadParameter("--key is for marks; --null human needs none.")
-        foreign = {
-            "--tokenizer": tokenizer is not None,
-            "--prompt-file": prompt is not None,
-            "--temperature": temperature != 1.0,
-            "--engine": engine != "local",
-            "--address": address is not None,
-            "--copy-to": copy_to is not None,
-        }
-        if any(foreign.values()):
-            given = ", ".join(name for name, there in foreign.items() if there)
-            raise typer.BadParameter(f"{given} cannot go with --null human, which reads texts as they were calibrated.")
-        from assay._cli_human import detect_human
+        _check_human(key, tokenizer, prompt, temperature)
+    elif not key:
+        raise typer.BadParameter('give --key ID, or "all"; or --null human with a calibration.')
+    elif out is None and len(paths) != 1:
+        raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
+    elif out is not None and (model is not None or prompt is not None):
+        raise typer.BadParameter("--model and --prompt-file are for one text; a corpus is tested by its tokens alone.")
+    if address is not None and engine != "ray":
+        raise typer.BadParameter("--address is for --engine ray.")
+    if out is None and (engine != "local" or copy_to is not None):
+        raise typer.BadParameter("--engine and --copy-to are for a corpus: give --out FOLDER.")
+    if device != "auto" and (calibration is None or out is None):
+        raise typer.BadParameter("--device is for --null human with --out FOLDER.")
+    options: dict[str, Any] = {
+        "text_column": text_column,
+        "id_column": id_column,
+        "source_column": source_column,
+        "workers": workers,
+        "engine": engine,
+        "ray_address": address,
+        "copy_to": copy_to,
+        "fdr": fdr,
+        "shard_rows": shard_rows,
+    }
+    with refusals():
+        if calibration is not None and out is None:
+            from assay._cli_human import detect_human
 
-        with refusals():
             code = detect_human(
                 paths,
                 calibration,
-                out=out,
                 model=model,
                 other_model=other_model,
                 text_column=text_column,
@@ -137,46 +152,42 @@ def detect(
                 fdr=fdr,
                 as_json=as_json,
             )
-        raise typer.Exit(code)
-    if not key:
-        raise typer.BadParameter('give --key ID, or "all"; or --null human with a calibration.')
-    if out is None and len(paths) != 1:
-        raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
-    if out is not None and (model is not None or prompt is not None):
-        raise typer.BadParameter("--model and --prompt-file are for one text; a corpus is tested by its tokens alone.")
-    if address is not None and engine != "ray":
-        raise typer.BadParameter("--address is for --engine ray.")
-    if out is None and (engine != "local" or copy_to is not None):
-        raise typer.BadParameter("--engine and --copy-to are for a corpus: give --out FOLDER.")
-    with refusals():
-        keys = _keys(open_keyring(keyring, passphrase_file), key)
+            raise typer.Exit(code)
+        keys = [] if key is None else _keys(open_keyring(keyring, passphrase_file), key)
         if out is None:
             result = _detect_one(paths[0], keys, tokenizer, model=model, prompt=prompt, temperature=temperature)
             _show_result(result, as_json=as_json)
             return
-        from assay.detection.corpus import run
-
         try:
-            summary = run(
-                paths,
-                keys,
-                out=out,
-                tokenizer=tokenizer,
-                text_column=text_column,
-                id_column=id_column,
-                source_column=source_column,
-                workers=workers,
-                engine=engine,
-                ray_address=address,
-                copy_to=copy_to,
-                fdr=fdr,
-                shard_rows=shard_rows,
-            )
+            if calibration is None:
+                from assay.detection.corpus import run
+
+                summary = run(paths, keys, out=out, tokenizer=tokenizer, **options)
+            else:
+                from assay.conformal.human_corpus import run_human
+
+                summary = run_human(
+                    paths, calibration, out=out, model=model, other_model=other_model, device=device, **options
+                )
         except KeyboardInterrupt:
             say(f"interrupted; the same command resumes the run in {out}")
             raise typer.Exit(130) from None
     _show_summary(summary, as_json=as_json)
     raise typer.Exit(summary.exit_code)
+
+
+def _check_human(key: list[str] | None, tokenizer: str | None, prompt: Path | None, temperature: float) -> None:
+    """Refuse what cannot go with --null human."""
+    if key:
+        raise typer.BadParameter("--key is for marks; --null human needs none.")
+    foreign = {
+        "--tokenizer": tokenizer is not None,
+        "--prompt-file": prompt is not None,
+        "--temperature": temperature != 1.0,
+    }
+    if any(foreign.values()):
+        given = ", ".join(name for name, there in foreign.items() if there)
+        raise typer.BadParameter(f"{given} cannot go with --null human, which reads texts as they were calibrated.")
 
 
 def _keys(keyring: Keyring, ids: list[str]) -> list[SecretKey]:
@@ -231,6 +242,10 @@ def _show_result(result: TestResult, *, as_json: bool) -> None:
 
 
 def _show_summary(summary: RunSummary, *, as_json: bool) -> None:
+    if summary.already_finished:
+        say(f"this run, begun {summary.started}, was finished already; nothing was tested again")
+    if summary.files_skipped:
+        say(f"{summary.files_skipped:,} files were left out: their names end in no format that is read")
     if wants_json(as_json):
         write_json(summary.to_dict())
         return

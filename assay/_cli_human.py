@@ -108,7 +108,6 @@ def detect_human(
     paths: Sequence[str],
     calibration: Path,
     *,
-    out: Path | None,
     model: str | None,
     other_model: str | None,
     text_column: str,
@@ -147,26 +146,15 @@ def detect_human(
             "tokens, or a length that was not calibrated"
         )
     rows = list(_rows(documents, results, fdr))
-    if out is not None:
-        from assay.detection.corpus.ledger import write_atomically
-
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "results.jsonl", lines.encode())
-        say(f"wrote {out / 'results.jsonl'}")
-    if len(results) == 1 and not wants_json(as_json) and out is None:
+    if len(results) == 1 and not wants_json(as_json):
         typer.echo(results[0].sentence())
         typer.echo(repr(results[0]))
         return code
-    flagged = sum(row["flagged"] for row in rows)
-    if wants_json(as_json) and out is None:
+    if wants_json(as_json):
         for row in rows:
             typer.echo(json.dumps(row))
         return code
-    summary = {"documents": len(rows), "untested": untested, "rejects": rejects, "flagged": flagged, "fdr": fdr}
-    if wants_json(as_json):
-        write_json(summary | {"calibration": known.id})
-        return code
+    flagged = sum(row["flagged"] for row in rows)
     typer.echo(f"{len(rows) - untested:,} texts tested, {flagged:,} flagged at a false discovery rate of {fdr:.3g}.")
     return code
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from assay._errors import CalibrationError, MissingDependencyError, RunError
+from assay.cli import app
 from assay.conformal import human_corpus
 from assay.conformal.calibration import Calibration
 from assay.conformal.human import calibrate, human_tests
@@ -181,6 +183,32 @@ def test_options_that_cannot_be_meant(
     monkeypatch.setattr(pool, "work", work)
     with pytest.raises(error, match=message):
         run_human(corpus, options.pop("calibration", calibration), out=tmp_path / "out", **options)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_command(tmp_path: Path, corpus: Path, calibration: Calibration) -> None:
+    calibration.save(tmp_path / "c.json")
+    (tmp_path / "notes.md").write_text("no document")
+    arguments = ["detect", str(tmp_path), "--null", "human", "--calibration", str(tmp_path / "c.json"), "--fdr", "0.2"]
+    options = ["--id-column", "key", "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, [*arguments, *options])
+    assert found.exit_code == 3, found.output
+    assert (json.loads(found.stdout)["documents"], json.loads(found.stdout)["calibration"]) == (21, calibration.id)
+    assert "2 files were left out" in found.stderr  # the notes and the calibration
+    assert len(rows_of(tmp_path / "out")) == 21
+    again = CliRunner().invoke(app, [*arguments, *options])
+    assert "was finished already; nothing was tested again" in again.stderr
+    other = CliRunner().invoke(app, [*arguments[:-1], "0.3", *options])
+    assert (other.exit_code, "No text needs to be tested again" in other.stderr) == (1, True)
+    for more, message in (
+        (["--device", "cpu"], "--device is for"),
+        (["--engine", "ray"], "give --out FOLDER"),
+        (["--out", "o", "--address", "h:1"], "--address is for"),
+        (["--out", "o", "--tokenizer", "t"], "--tokenizer cannot go"),
+    ):
+        refused = CliRunner().invoke(app, [*arguments, *more])
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.stderr.replace("\u2502", "").split())
 
 
 # Devices.
