@@ -120,7 +120,7 @@ def kill_workers(server: Server, sessions: sessionmaker[Any], job: str, moments:
 def test_kill_of_workers_and_of_everything(serve: Callable[..., Server]) -> None:
     """One worker is killed and the other takes the job over; then all is killed, and a new server ends it."""
     documents, rng = 60, np.random.default_rng(1)
-    server = serve("--job-workers", "2", ASSAY_LEASE_SECONDS="1")
+    server = serve("--job-workers", "2", ASSAY_LEASE_SECONDS="2")
     server.client.post("/v1/keys", json={})
     engine, sessions = open_database(Settings(data=server.data))
     undisturbed = results(server, submit(server, documents))
@@ -130,7 +130,7 @@ def test_kill_of_workers_and_of_everything(serve: Callable[..., Server]) -> None
     server.kill_all()
     seen.append(shards(server, job))
     assert all(0 <= count < documents // 2 for count in seen), seen
-    again = serve("--job-workers", "1", ASSAY_LEASE_SECONDS="1")
+    again = serve("--job-workers", "1", ASSAY_LEASE_SECONDS="2")
     hold(again, job, documents, undisturbed)
     engine.dispose()
 
@@ -173,7 +173,7 @@ def test_kill_of_workers_loses_and_doubles_nothing(serve: Callable[..., Server],
     The attempts of a job that comes further are no failures: there are as many kills as a job may fail.
     """
     documents, rng = 300, np.random.default_rng(seed)
-    server = serve("--job-workers", "2", "--database-url", database_url, ASSAY_LEASE_SECONDS="1")
+    server = serve("--job-workers", "2", "--database-url", database_url, ASSAY_LEASE_SECONDS="3")
     server.client.post("/v1/keys", json={})
     engine, sessions = open_database(Settings(data=server.data, database_url=database_url))
     undisturbed = results(server, submit(server, documents))
