@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from assay.kernels.scoring.decoding import Decoding
 
 LENGTH, BATCH = 60, 50
+SECOND_SEED = Path(__file__).resolve().parents[3] / "data" / "models" / "second-seed"
 
 
 def generate(model: Any, count: int, rule: Decoding, *, seed: int, length: int = LENGTH) -> np.ndarray:
@@ -61,6 +63,15 @@ def bundled() -> Any:
     from assay.models import load_model, load_tokenizer_for_generation
 
     return ModelScorer(load_model(), load_tokenizer_for_generation())
+
+
+@pytest.fixture(scope="session")
+def second_seed(bundled: Any) -> Any:
+    """A scorer of the bundled model's hard pair: the same architecture, books and tokenizer, another seed."""
+    from assay.kernels.scoring.model import ModelScorer
+    from assay.models import load_model
+
+    return ModelScorer(load_model(SECOND_SEED), bundled.tokenizer)
 
 
 @pytest.fixture(scope="session")

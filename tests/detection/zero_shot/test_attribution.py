@@ -44,7 +44,7 @@ def shaken(scorer: Any, size: float, seed: int) -> Any:
 
 
 def trained_further(scorer: Any, text: str, seed: int, steps: int = 150) -> Any:
-    """A copy trained for some more steps on other prose: the hard pair of the bundled model."""
+    """A copy trained for some more steps on other prose: nearer to the bundled model than any second training."""
     model = copy.deepcopy(scorer.model).train()
     ids = torch.tensor(scorer.tokenizer(text, add_special_tokens=False)["input_ids"])
     torch.manual_seed(seed)
@@ -129,6 +129,20 @@ def test_texts_of_one_tokenizer_go_token_by_token(bundled: Any, relative: Any, h
     member = by_text.members[0]
     assert member.bits_per_byte == pytest.approx(-member.log_likelihood / math.log(2) / len(text.encode()))
     assert by_text.best == max(by_text.members, key=lambda one: one.log_likelihood).name
+
+
+def test_the_hard_pair_in_short(bundled: Any, second_seed: Any, own_texts: Any) -> None:
+    ids = bundled.tokenizer("It was a long way to the river.", add_special_tokens=False)["input_ids"]
+    found = [float(np.sum(scorer.score([ids])[0].log_prob)) for scorer in (bundled, second_seed)]
+    assert abs(found[0] - found[1]) > 1e-3  # two trainings, not two copies
+    sides = {"A1": Candidate(scorer=bundled)}, {"B1": Candidate(scorer=second_seed)}
+    for author, texts in (
+        ("A1", own_texts(50, Decoding())),
+        ("B1", generate(second_seed.model, 50, Decoding(), seed=8)),
+    ):
+        answers = attribute_all(list(texts), *sides, level=LEVEL)
+        check_errors(answers, author)
+        assert shares(answers).get(author, 0) > 0.5
 
 
 # --- the theorem across tokenizers, by enumeration --------------------------------------------------------------------
@@ -238,17 +252,19 @@ def test_texts_and_ids_do_not_mix(bundled: Any) -> None:
 
 
 @pytest.mark.slow
-def test_error_rates_of_the_hard_pair(bundled: Any, human_text: str, own_texts: Any) -> None:
+@pytest.mark.parametrize("pair", ["another seed", "trained further"])
+def test_error_rates_of_the_hard_pair(
+    pair: str, bundled: Any, second_seed: Any, human_text: str, own_texts: Any
+) -> None:
     # 500 texts a side: a true error of 10 % at level 5 % would pass this band with probability below 0.1.
-    further = trained_further(bundled, human_text, seed=7)
-    sides = {"A1": Candidate(scorer=bundled)}, {"B1": Candidate(scorer=further)}
+    other = second_seed if pair == "another seed" else trained_further(bundled, human_text, seed=7)
+    sides = {"A1": Candidate(scorer=bundled)}, {"B1": Candidate(scorer=other)}
     for author, texts in (
         ("A1", own_texts(500, Decoding())),
-        ("B1", generate(further.model, 500, Decoding(), seed=8)),
+        ("B1", generate(other.model, 500, Decoding(), seed=8)),
     ):
         found = attribute_all(list(texts), *sides, level=LEVEL)
         check_errors(found, author)
-        print(author, shares(found))
         assert shares(found).get(author, 0) > 0.5
         with pytest.raises(AssertionError):
             check_errors(found, "B1" if author == "A1" else "A1")
