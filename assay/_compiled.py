@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -31,12 +32,18 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
         except RuntimeError as error:
             if "no locator available" not in str(error):
                 raise
-            warnings.warn(
-                "no folder for compiled code can be written, so this process compiles its own, which takes seconds. "
-                "Set NUMBA_CACHE_DIR to a folder that only this user can write.",
-                RuntimeWarning,
-                stacklevel=1,  # one place for all functions: it is said once
-            )
+            _warn_once()
             return numba.njit(nogil=True, **options)(function)
 
     return decorate
+
+
+@cache
+def _warn_once() -> None:
+    # Python's own "once per place" begins anew whenever an imported library changes the filters.
+    warnings.warn(
+        "no folder for compiled code can be written, so this process compiles its own, which takes seconds. "
+        "Set NUMBA_CACHE_DIR to a folder that only this user can write.",
+        RuntimeWarning,
+        stacklevel=3,
+    )

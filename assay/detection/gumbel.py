@@ -73,7 +73,8 @@ def sum_test(pivots: Pivots) -> TestResult:
 def _sum_log_evalues(n: npt.NDArray[np.int64], statistic: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """log of the mean over tilts r of prod (1 - r) exp(r Y): each factor has mean 1 under Exp(1)."""
     exponents = n[:, None] * np.log1p(-_TILTS) + statistic[:, None] * _TILTS
-    out: npt.NDArray[np.float64] = np.logaddexp.reduce(exponents, axis=1) - math.log(len(_TILTS))
+    peak = exponents.max(axis=1)
+    out: npt.NDArray[np.float64] = peak + np.log(np.mean(np.exp(exponents - peak[:, None]), axis=1))
     return out
 
 

@@ -11,7 +11,7 @@ import numba
 import pytest
 from numba.core import caching
 
-from assay._compiled import compiled
+from assay._compiled import _warn_once, compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "assay").rglob("*.py")}
@@ -43,7 +43,8 @@ def plus_one(x):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a read-only installation without a home folder."""
+    """As in a read-only installation without a home folder, nothing said yet."""
+    _warn_once.cache_clear()
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
 
 
@@ -52,9 +53,10 @@ def test_without_a_folder_functions_are_compiled_in_memory() -> None:
     # The near-miss: numba's own decorator refuses.
     with pytest.raises(RuntimeError, match="no locator available"):
         numba.njit(cache=True)(plus_one)
-    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR"):
-        made = compiled()(plus_one)
-    assert made(1) == 2
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR") as said:
+        made, again = compiled()(plus_one), compiled()(plus_one)
+    assert made(1) == again(1) == 2
+    assert len(said) == 1
 
 
 def test_with_a_folder_they_are_cached() -> None:
