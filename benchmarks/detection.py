@@ -22,8 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from assay.detection.detect import detect
 from assay.detection.gumbel import documents_test
 from assay.detection.text import load_tokenizer
+from assay.kernels import prf
+from assay.kernels.chacha import Words
 from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keys import SecretKey, use_key
 
@@ -83,9 +86,30 @@ def main() -> None:
     print(f"from text           {count / whole / 1e6:8.2f} M tokens/s")
     print(f"  / tokenising alone {whole / alone:7.3f}  (target <= 1.15)")
 
+    some = texts[:200]
+    detect(some[0], key, tokenizer=tokenizer)
+    one_by_one, tokenised = paired(
+        lambda: [detect(text, key, tokenizer=tokenizer) for text in some],
+        lambda: [tokenizer.encode(text) for text in some],
+        arguments.repeats,
+    )
+    lists = [np.asarray(tokenizer.encode(text), dtype=np.uint32) for text in some]
+    by_numpy, compiled = paired(
+        lambda: [prf_words(prf_key, one, "numpy") for one in lists],
+        lambda: [prf_words(prf_key, one, "numba") for one in lists],
+        arguments.repeats,
+    )
+    each = 1e3 / len(some)
+    print(f"one text at a time  {one_by_one * each:8.2f} ms of 2,000 characters ({tokenised * each:.2f} tokenising)")
+    print(f"  its PRF words      {compiled * each:7.3f} ms compiled, {by_numpy * each:.2f} ms by numpy")
+
     peer = peer_rate(arguments.peer_tokens)
     print(f"transformers KGW    {peer:8.0f} tokens/s (WatermarkDetector, lefthash, same kind of ids)")
     print(f"  ours / theirs     {rate / peer:8.0f}x (target > 1000)")
+
+
+def prf_words(prf_key: Words, ids: Words, backend: prf.Backend) -> Words:
+    return prf.words_of(prf_key, ids, np.arange(WINDOW, len(ids)), WINDOW, backend=backend)
 
 
 def peer_rate(tokens: int) -> float:
