@@ -89,7 +89,10 @@ class TestResult:
     def sentence(self) -> str:
         """The result as one sentence for a reader who knows no statistics."""
         if self.n_scored == 0:
-            return "Nothing could be tested: no token has enough text before it, so the result says nothing either way."
+            reason = "the text is too short, or of a length that was not calibrated"
+            if self.key_id is not None:
+                reason = "no token has enough text before it"
+            return f"Nothing could be tested: {reason}, so the result says nothing either way."
         odds = format_pvalue(self.log_pvalue)
         counted = f"({self.n_scored} of {self.n_tokens} tokens counted)"
         if self.key_id is None:

@@ -154,6 +154,7 @@ def test_a_length_that_was_not_calibrated_is_not_tested(scorer: ModelScorer, hum
     long, short = human_tests([human[40], human[41][:130]], only_short, scorer)
     assert (long.pvalue, long.log_evalue, long.n_scored) == (1.0, 0.0, 0)
     assert "Not tested" in long.assumptions[0]
+    assert "of a length that was not calibrated" in long.sentence()
     assert short.n_scored > 0
     assert not any("Not tested" in line for line in (*short.assumptions, *plain[0].assumptions))
 
