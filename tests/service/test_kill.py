@@ -119,7 +119,7 @@ def kill_workers(server: Server, sessions: sessionmaker[Any], job: str, moments:
 
 def test_kill_of_workers_and_of_everything(serve: Callable[..., Server]) -> None:
     """One worker is killed and the other takes the job over; then all is killed, and a new server ends it."""
-    documents, rng = 60, np.random.default_rng(1)
+    documents, rng = 240, np.random.default_rng(1)  # long enough for the kills to come before its end
     server = serve("--job-workers", "2", ASSAY_LEASE_SECONDS="2")
     server.client.post("/v1/keys", json={})
     engine, sessions = open_database(Settings(data=server.data))
@@ -198,9 +198,12 @@ def test_kill_of_the_server_in_a_job(serve: Callable[..., Server], database_url:
     server.client.post("/v1/keys", json={})
     engine, sessions = open_database(Settings(data=server.data, database_url=database_url))
     undisturbed = results(server, submit(server, documents))
-    job = submit(server, documents)
+    started = [submit(server, documents)]
     seen = []
     for everything in (False, True, False):
+        if shards(server, started[-1]) == documents // 2:  # it ended between two kills: another one takes its place
+            started.append(submit(server, documents))
+        job = started[-1]
         at_shard(server, sessions, job, shards(server, job) + int(rng.integers(1, 25)), float(rng.uniform(0, 0.1)))
         family = server.children(".")
         assert len(family) >= (1 if processes == "1" else 3)
@@ -209,9 +212,10 @@ def test_kill_of_the_server_in_a_job(serve: Callable[..., Server], database_url:
         server.wait_for(lambda family=family: all(gone(pid) for pid in family))  # type: ignore[misc]
         socket.create_server(("127.0.0.1", server.port)).close()
         server = serve(*options, ASSAY_LEASE_SECONDS="2")
-    assert sum(0 < count < documents // 2 for count in seen) >= 2, seen
-    hold(server, job, documents, undisturbed)
     engine.dispose()
+    assert sum(0 < count < documents // 2 for count in seen) >= 2, seen
+    for job in started:
+        hold(server, job, documents, undisturbed)
 
 
 @pytest.mark.slow
