@@ -9,8 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gzip
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,3 +48,16 @@ def zipf_ids() -> Callable[[int, int], np.ndarray]:
         return (np.random.default_rng(seed).zipf(1.2, n) % 2048).astype(np.uint32)
 
     return ids
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corpus runs test their shards in this process: for tests of what comes out, which the processes do not change."""
+    from assay.detection.corpus import pool, worker
+
+    def work(shards: Iterator[Any], setup: Any, count: int, gpus: Any = ()) -> Iterator[Any]:
+        test = setup.tests.open()
+        for shard in shards:
+            yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
+
+    monkeypatch.setattr(pool, "work", work)

@@ -56,15 +56,8 @@ def corpus(tmp_path: Path, passages: list[str]) -> Path:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test shards in this process."""
-
-    def work(shards: Iterator[Shard], setup: Setup, count: int, gpus: Any = ()) -> Iterator[Any]:
-        test = setup.tests.open()
-        for shard in shards:
-            yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
-
-    monkeypatch.setattr(pool, "work", work)
+def in_process(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:  # extends the shared one
+    """Test shards in this process, as on a machine without GPUs."""
     monkeypatch.setattr(engine, "visible_gpus", list)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from typer.testing import CliRunner
 import assay
 from assay._errors import RunError
 from assay.cli import app
-from assay.detection.corpus import RunSummary, pool, run, worker
+from assay.detection.corpus import RunSummary, pool, run
 from assay.detection.corpus.key_tests import KeyTests
 from assay.detection.corpus.shards import Shard
-from assay.detection.corpus.subject import Setup
 from assay.detection.gumbel import documents_test
 from assay.detection.multiplicity import benjamini_hochberg
 from assay.detection.text import load_tokenizer
@@ -107,18 +106,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     (folder / "f").mkdir()
     (folder / "f/last.txt").write_bytes(texts[-1].encode())
     return folder
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test shards in this process: for tests of what comes out, which the processes do not change."""
-
-    def work(shards: Iterator[Shard], setup: Setup, count: int) -> Iterator[Any]:
-        test = setup.tests.open()
-        for shard in shards:
-            yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
-
-    monkeypatch.setattr(pool, "work", work)
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:

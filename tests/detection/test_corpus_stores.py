@@ -18,11 +18,9 @@ import pytest
 from pyarrow import fs, parquet
 
 from assay._errors import RunError
-from assay.detection.corpus import pool, run, stores, worker
+from assay.detection.corpus import run, stores
 from assay.detection.corpus.reading import Columns, Document, Reject, read
-from assay.detection.corpus.shards import Shard
 from assay.detection.corpus.sources import check_unchanged, find_inputs
-from assay.detection.corpus.subject import Setup
 from assay.watermark.keys import SecretKey
 
 MakeKey = Callable[..., SecretKey]
@@ -103,18 +101,6 @@ def upload(store: Any, folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             put(store, f"corpora/in/{path.relative_to(folder).as_posix()}", path.read_bytes())
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test shards in this process; the workers never see a store."""
-
-    def work(shards: Iterator[Shard], setup: Setup, count: int) -> Iterator[Any]:
-        test = setup.tests.open()
-        for shard in shards:
-            yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
-
-    monkeypatch.setattr(pool, "work", work)
 
 
 def test_a_store_reads_like_the_same_folder(s3: Any, corpus: Path) -> None:

@@ -1,16 +1,37 @@
-"""A running application of the tests, with its client and API keys."""
+"""A running application of the tests, with its client and API keys; marked text for it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
+from assay.detection.text import load_tokenizer
 from assay.service.app import State
 from assay.service.auth import Caller, create_api_key
 from assay.service.settings import Settings
+from assay.watermark.gumbel import unmarked_key
+from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.schemes import sampler_of
+
+
+def marked_text(key: SecretKey, *, tokens: int, unmarked: bytes) -> str:
+    """Words of the bundled vocabulary, drawn under the key; they come back as the same tokens."""
+    tokenizer = load_tokenizer("default")
+    vocabulary = tokenizer.backend.get_vocab()
+    words = sorted(id for piece, id in vocabulary.items() if re.fullmatch(r"Ġ[a-z]{3,}", piece))[:500]
+    rng = np.random.default_rng(0)
+    draw = sampler_of(key.config, use_key(key), unmarked_key(unmarked))
+    history = list(rng.choice(words, 4))
+    for _ in range(tokens):
+        row = np.full(len(vocabulary), -np.inf)
+        row[rng.choice(words, 40, replace=False)] = 0.0
+        history.append(int(draw(np.array([history], dtype=np.int64), row[None], None)[0]))
+    return str(tokenizer.backend.decode(history)).strip()
 
 
 @dataclass

@@ -21,8 +21,8 @@ from chromium import CHROMIUM, Chromium
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from service_app import marked_text
 
-from assay.detection.text import load_tokenizer
 from assay.service.accounts import Charge
 from assay.service.app import create_app
 from assay.service.auth import create_api_key, revoke_api_key
@@ -31,9 +31,7 @@ from assay.service.pages.sessions import WebSessions, form_token
 from assay.service.routes import pages as pages_route
 from assay.service.settings import Settings
 from assay.service.worker import work
-from assay.watermark.gumbel import GumbelConfig, unmarked_key
-from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import sampler_of
+from assay.watermark.gumbel import GumbelConfig
 
 PLAIN = (
     "Dear editor, thank you for your letter of last week. I have read the proofs with care and found three slips on "
@@ -43,21 +41,6 @@ PLAIN = (
 HOSTILE = (
     '<script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }} \u202eevil \x07 &amp; </div></main>' + PLAIN
 )
-
-
-def marked_text(key: SecretKey, tokens: int = 120, seed: int = 0) -> str:
-    """Words of the bundled vocabulary, drawn under the key; they come back as the same tokens."""
-    tokenizer = load_tokenizer("default")
-    vocabulary = tokenizer.backend.get_vocab()
-    words = sorted(id for piece, id in vocabulary.items() if re.fullmatch(r"Ġ[a-z]{3,}", piece))[:500]
-    rng = np.random.default_rng(seed)
-    draw = sampler_of(key.config, use_key(key), unmarked_key(b"page"))
-    history = list(rng.choice(words, 4))
-    for _ in range(tokens):
-        row = np.full(tokenizer.backend.get_vocab_size(), -np.inf)
-        row[rng.choice(words, 40, replace=False)] = 0.0
-        history.append(int(draw(np.array([history], dtype=np.int64), row[None], None)[0]))
-    return str(tokenizer.backend.decode(history)).strip()
 
 
 class Service:
@@ -72,7 +55,7 @@ class Service:
             self.state.keys.create(tenant, GumbelConfig(), f"key-{tenant}")
         _, self.tokens["guest"] = create_api_key(self.state.sessions, "press", ["detect"])
         self.key = self.state.keys.key("press", "key-press")
-        self.marked = marked_text(self.key)
+        self.marked = marked_text(self.key, tokens=120, unmarked=b"page")
 
     def browser(self, who: str | None = "press") -> Browser:
         found = Browser(TestClient(self.app, base_url="https://testserver", follow_redirects=False))

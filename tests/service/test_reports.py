@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import orjson
 import pytest
 from fastapi.testclient import TestClient
+from service_app import marked_text
 
-from assay.detection.text import load_tokenizer
 from assay.report import Report, verify
 from assay.service import audit, reports
 from assay.service.app import create_app
@@ -18,28 +17,10 @@ from assay.service.auth import create_api_key
 from assay.service.settings import Settings
 from assay.service.worker import work
 from assay.watermark import signing
-from assay.watermark.gumbel import GumbelConfig, unmarked_key
-from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import sampler_of
+from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.signing import Ed25519Config
 
 FILES = ("report.json", "report.html", "report.sig.json")
-
-
-def marked_text(key: SecretKey, tokens: int = 80) -> str:
-    """Words of the bundled vocabulary, drawn under the key."""
-    tokenizer = load_tokenizer("default")
-    words = sorted(id for piece, id in tokenizer.backend.get_vocab().items() if re.fullmatch(r"Ġ[a-z]{3,}", piece))[
-        :500
-    ]
-    rng = np.random.default_rng(0)
-    draw = sampler_of(key.config, use_key(key), unmarked_key(b"report"))
-    history = list(rng.choice(words, 4))
-    for _ in range(tokens):
-        row = np.full(tokenizer.backend.get_vocab_size(), -np.inf)
-        row[rng.choice(words, 40, replace=False)] = 0.0
-        history.append(int(draw(np.array([history], dtype=np.int64), row[None], None)[0]))
-    return str(tokenizer.backend.decode(history)).strip()
 
 
 class Service:
@@ -61,7 +42,7 @@ class Service:
         for tenant in ("press", "other"):
             self.state.keys.create(tenant, GumbelConfig(), f"mark-{tenant}")
             self.state.keys.create(tenant, Ed25519Config(), f"sign-{tenant}")
-        self.text = marked_text(self.state.keys.key("press", "mark-press"))
+        self.text = marked_text(self.state.keys.key("press", "mark-press"), tokens=80, unmarked=b"report")
         lines = [{"text": self.text}, {"text": "We went to the shore and came back before it was dark. " * 2}]
         self.finished = self.submit(lines)
         work(self.state, once=True)
