@@ -144,6 +144,11 @@ class RatePublisher:
             counter.close()
             raise
 
+    @property
+    def plan(self) -> Plan:
+        """What was paid for."""
+        return self._counter.plan
+
     def add(self, flags: npt.ArrayLike) -> Rates:
         """Count documents and publish.
 
@@ -170,7 +175,7 @@ class RatePublisher:
         error = float(plan.standard_error(np.array([time]))[0]) if time else 0.0
         cost = plan.cost
         kind = "epsilon" if cost.kind == "pure" else "rho (zCDP)"
-        privacy = f"{kind} {float(cost.amount):.6g} for {cost.adjacency} of one {cost.unit}"
+        privacy = f"{kind} {float(cost.amount):.6g} for {plan.about}"
         if plan.numerical_delta:
             privacy += f", up to total variation {plan.numerical_delta:.1g}"
         counts = tuple(self._counter.value.tolist())

@@ -2,7 +2,8 @@
 
 Guarantee of a planned counter, against a stream that may be chosen after seeing earlier releases: epsilon-DP (Laplace)
 or rho-zCDP (Gaussian), for one unit that changes at most `contributions` steps, any two of them at least `separation`
-apart, by at most `bound` each; for steps in 0 .. bound, add/remove of a unit and replacing it are the same there.
+apart, by at most `bound` each. A unit keeps its steps: left out, they become 0; replaced, they take other values in
+0 .. bound; so the two are the same here.
 Gaussian Toeplitz and BLT counters round a sum of doubles: they are rho-zCDP up to a total variation of
 `numerical_delta`.
 """
@@ -82,6 +83,14 @@ class Plan:
     separation: int = 1
 
     @property
+    def about(self) -> str:
+        """Whom the guarantee is about, with what was promised of them, in words."""
+        said = f"{self.cost.adjacency} of one {self.cost.unit}"
+        if self.contributions > 1:
+            said += f" with at most {self.contributions} contributions"
+        return f"{said} at least {self.separation} steps apart" if self.separation > 1 else said
+
+    @property
     def node_variance(self) -> float:
         """Exact variance of one node's noise, in steps squared."""
         raw = variance_of_laplace(self.node) if self.law == "laplace" else variance_of_gaussian(self.node)
@@ -157,7 +166,7 @@ class Plan:
             else f"rho {float(self.cost.amount):.4g}"
         )
         return (
-            f"{what}, {self.law} noise, {price} for {self.cost.adjacency} of one {self.cost.unit}; "
+            f"{what}, {self.law} noise, {price} for {self.about}; "
             f"{self.columns} x {self.design.horizon} releases, standard error {math.sqrt(mean):.3g} on average "
             f"and at most {math.sqrt(worst):.3g}, all within {self.band():.3g} with probability 0.95"
         )
