@@ -29,7 +29,7 @@ def detect(
         typer.Argument(
             metavar="PATH...",
             help="Without --out: one text file, or - for stdin. With it: files, folders, patterns "
-            "(.txt, .jsonl, .ndjson, .jsonl.gz, .jsonl.zst, .parquet), URIs such as s3://bucket/folder.",
+            "(.txt, .jsonl, .ndjson, each also .gz or .zst, and .parquet), URIs such as s3://bucket/folder.",
         ),
     ],
     *,
@@ -212,6 +212,7 @@ def _detect_one(
     temperature: float,
 ) -> TestResult:
     from assay.detection import detect as detect_text
+    from assay.detection.corpus.reading import read_packed
     from assay.detection.corpus.sources import format_of
     from assay.detection.text import decode_text
 
@@ -221,7 +222,7 @@ def _detect_one(
         file = Path(path)
         if file.is_dir() or format_of(file) not in (None, "text"):
             raise typer.BadParameter(f"{path} is a corpus: give --out FOLDER for its results.")
-        data = file.read_bytes()
+        data = read_packed(file)
     # A byte order mark says how the file is encoded and is no part of the text.
     return detect_text(
         decode_text(data).removeprefix("\ufeff"),

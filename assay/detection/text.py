@@ -165,5 +165,5 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise TextError(
             f"text must be UTF-8, got byte 0x{data[error.start]:02X} at position {error.start}. "
-            "Decode it yourself with the right encoding and pass the text."
+            "Decode it yourself with the right encoding and pass the text; `iconv -t UTF-8` converts a file."
         ) from error

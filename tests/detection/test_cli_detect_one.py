@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_stdin(command: Callable[..., object], human_text: str) -> None:
     done = command("-", "--json", stdin=human_text[:3000])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["n_tokens"] > 500
+
+
+def test_a_packed_text(command: Callable[..., object], tmp_path: Path, human_text: str) -> None:
+    path, packed = tmp_path / "a.txt", tmp_path / "a.txt.gz"
+    path.write_text(human_text[:2000], encoding="utf-8")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    plain, same = (command(str(one), "--json") for one in (path, packed))
+    assert same.exit_code == 0, same.output
+    assert same.stdout == plain.stdout
+    packed.write_bytes(packed.read_bytes()[:-9])
+    done = command(str(packed))
+    assert done.exit_code == 1
+    assert "cannot be unpacked" in " ".join(done.stderr.split())
 
 
 def test_a_corpus_takes_no_model(command: Callable[..., object], tmp_path: Path) -> None:

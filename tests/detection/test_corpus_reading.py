@@ -14,8 +14,8 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from assay._errors import RunError
-from assay.detection.corpus.reading import Columns, Document, Reject, Row, read
+from assay._errors import RunError, TextError
+from assay.detection.corpus.reading import Columns, Document, Reject, Row, read, read_packed
 from assay.detection.corpus.shards import Shard, cut
 from assay.detection.corpus.sources import find_inputs
 
@@ -104,6 +104,27 @@ def test_text_files(tmp_path: Path) -> None:
     assert second.text == ""
     assert third[4:] == (None, "invalid UTF-8", f"at byte {len(PRIVATE)}")
     assert len(rows_of(tmp_path, after=(1, 1))) == 1
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_packed_text_files(tmp_path: Path, suffix: str) -> None:
+    """A packed text is the document that it unpacks to; one that is cut short is a reject and not half a document."""
+    plain, packed = tmp_path / "a.txt", tmp_path / f"b.txt{suffix}"
+    cut_short, other = tmp_path / f"c.txt{suffix}", tmp_path / f"d.txt{suffix}"
+    data = b"\xef\xbb\xbf" + hashlib.sha256(b"").hexdigest().encode() * 50
+    plain.write_bytes(data)
+    WRITERS[f".jsonl{suffix}"](packed, data)
+    cut_short.write_bytes(packed.read_bytes()[:-9])
+    other.write_bytes(b"not packed at all")
+    first, second, third, fourth = rows_of(tmp_path)
+    assert second.text == first.text == data.decode("utf-8-sig")
+    assert second.source == first.source == str(tmp_path)
+    assert (third.name, third.line, third.reason) == (str(cut_short), None, "file is damaged")
+    assert (fourth.name, fourth.line, fourth.reason) == (str(other), None, "file is damaged")
+    assert read_packed(packed) == read_packed(plain) == data
+    for path in (cut_short, other):
+        with pytest.raises(TextError, match="cannot be unpacked as its name says"):
+            read_packed(path)
 
 
 @pytest.mark.parametrize(

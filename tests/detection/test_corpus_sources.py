@@ -77,11 +77,11 @@ def test_links_and_pipes(tree: Path) -> None:
 @pytest.mark.usefixtures("tree")
 def test_files_of_other_formats_are_reported_once() -> None:
     Path("c/results").mkdir()
-    for name in ("c/results/ours.md", "c/d/essay.txt.gz"):
+    for name in ("c/results/ours.md", "c/d/essay.html.gz"):
         Path(name).write_bytes(b"x")
     left_out: list[str] = []
     assert names("c", "c/*", "single.txt", exclude=Path("c/results"), skipped=left_out.append) == [*WHOLE, "single.txt"]
-    assert [Path(name).name for name in left_out] == ["essay.txt.gz", "readme.md"]
+    assert [Path(name).name for name in left_out] == ["essay.html.gz", "readme.md"]
 
 
 def test_names_that_are_not_utf8(tree: Path) -> None:
@@ -122,8 +122,9 @@ def test_a_changed_file_is_noticed(tree: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("a.txt", "text"), ("a.JSONL", "lines"), ("a.ndjson.zstd", "lines"), ("a.parquet", "parquet")]
-    + [(name, None) for name in ("a.json", "a.txt.gz", "a", "jsonl", "a.parquet.gz")],
+    [("a.txt", "text"), ("a.txt.gz", "text"), ("a.TXT.zst", "text"), ("a.JSONL", "lines"), ("a.ndjson.zstd", "lines")]
+    + [("a.parquet", "parquet")]
+    + [(name, None) for name in ("a.json", "a.gz", "a", "jsonl", "a.parquet.gz")],
 )
 def test_formats(name: str, kind: str | None) -> None:
     assert format_of(Path(name)) == kind

@@ -11,11 +11,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 import zstandard
 
+from assay._errors import TextError
 from assay.detection.corpus.sources import InputFile, check_unchanged, open_input
 from assay.detection.corpus.streams import BUFFER, Gzip, Hashed, Zstandard
 
@@ -157,12 +159,41 @@ def _file_reject(index: int, file: InputFile, rows: int, error: Exception) -> Re
     return Reject(index, rows + 1, max(0, file.size), file.name, None, reason, f"{why}, after row {rows}")
 
 
+def read_packed(path: Path) -> bytes:
+    """The content of one file, unpacked if its name ends in .gz, .zst or .zstd.
+
+    Raises
+    ------
+    TextError
+        If it is not packed as its name says, or ends too early.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        with open(path, "rb") as handle:
+            return _unpacked(path.name, Hashed(handle)).read()
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise TextError(
+            f"text: {path} cannot be unpacked as its name says ({type(error).__name__}): it is damaged, cut short or "
+            "of another format. Unpack it yourself and give the file that comes out."
+        ) from None
+
+
+def _unpacked(name: str, raw: Hashed) -> io.BufferedReader:
+    """The content of a file of this name; EOFError where a packed one ends too early."""
+    name = name.lower()
+    if name.endswith(".gz"):
+        packed = gzip.GzipFile(fileobj=io.BufferedReader(raw, BUFFER))
+        return io.BufferedReader(Gzip(packed), BUFFER)
+    return io.BufferedReader(Zstandard(raw) if name.endswith((".zst", ".zstd")) else raw, BUFFER)
+
+
 def _text_file(
     index: int, file: InputFile, columns: Columns, skip: int, raw: Hashed, progress: _Progress
 ) -> Iterator[Row]:
     if skip:
         return
-    data = io.BufferedReader(raw, BUFFER).read()
+    data = _unpacked(file.name, raw).read()
     progress.row = 1
     try:
         # utf-8-sig: a byte order mark says how the file is encoded and is no part of the text.
@@ -176,13 +207,7 @@ def _text_file(
 def _json_lines(
     index: int, file: InputFile, columns: Columns, skip: int, raw: Hashed, progress: _Progress
 ) -> Iterator[Row]:
-    name = file.name.lower()
-    stream: Any = io.BufferedReader(raw, BUFFER)
-    if name.endswith(".gz"):
-        stream = io.BufferedReader(Gzip(gzip.GzipFile(fileobj=stream)), BUFFER)
-    elif name.endswith((".zst", ".zstd")):
-        stream = io.BufferedReader(Zstandard(raw), BUFFER)
-    for row, line in enumerate(stream, 1):
+    for row, line in enumerate(_unpacked(file.name, raw), 1):
         progress.row = row
         if row <= skip:
             continue

@@ -20,13 +20,13 @@ from assay.detection.corpus.stores import OpenObject, find_objects, is_uri, size
 Format = Literal["text", "lines", "parquet"]
 
 SUFFIXES: dict[str, Format] = {
-    ".txt": "text",
-    **{f"{stem}{packed}": "lines" for stem in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst", ".zstd")},
-    ".parquet": "parquet",
-}
+    f"{stem}{packed}": kind
+    for stem, kind in ((".txt", "text"), (".jsonl", "lines"), (".ndjson", "lines"))
+    for packed in ("", ".gz", ".zst", ".zstd")
+} | {".parquet": "parquet"}
 """File name endings (case does not matter) and how such a file is read."""
 
-_ACCEPTED = ".txt, .jsonl, .ndjson, .jsonl.gz, .jsonl.zst (also .ndjson.gz and so on), .parquet"
+_ACCEPTED = ".txt, .jsonl, .ndjson (each also .gz, .zst, .zstd), .parquet"
 
 
 @dataclass(frozen=True, slots=True)
