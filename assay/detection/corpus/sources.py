@@ -19,11 +19,11 @@ from assay.detection.corpus.stores import OpenObject, find_objects, is_uri, size
 
 Format = Literal["text", "lines", "parquet"]
 
+_UNPACKED: dict[str, Format] = {".txt": "text", ".jsonl": "lines", ".ndjson": "lines"}
 SUFFIXES: dict[str, Format] = {
-    f"{stem}{packed}": kind
-    for stem, kind in ((".txt", "text"), (".jsonl", "lines"), (".ndjson", "lines"))
-    for packed in ("", ".gz", ".zst", ".zstd")
-} | {".parquet": "parquet"}
+    **{f"{stem}{packed}": kind for stem, kind in _UNPACKED.items() for packed in ("", ".gz", ".zst", ".zstd")},
+    ".parquet": "parquet",
+}
 """File name endings (case does not matter) and how such a file is read."""
 
 _ACCEPTED = ".txt, .jsonl, .ndjson (each also .gz, .zst, .zstd), .parquet"
