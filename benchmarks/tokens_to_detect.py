@@ -185,7 +185,7 @@ def run_tests(
     whole = np.concatenate([prompt, text]).astype(np.uint32)
     series: dict[str, list[float]] = {}
     for n in grid:
-        view = ModelView(log_prob[:n], lambda n=n: iter([(0, laws[:n])]))
+        view = ModelView(lambda n=n: log_prob[:n], lambda n=n: iter([(0, laws[:n])]))
         ids = whole[: len(prompt) + n]
 
         def run(test: str, ids: np.ndarray = ids, view: ModelView = view) -> Any:

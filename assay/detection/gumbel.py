@@ -193,7 +193,7 @@ def robust_test(
     pivots, log_probabilities
         As in `model_aware_test`.
     row_log_ratios
-        float64, shape (n_scored,): from `winner_log_ratios`; None where only `log_probabilities` are known.
+        float64, shape (n_scored,): from `row_evidence`; None where only `log_probabilities` are known.
     """
     log_p = clip_probabilities(log_probabilities)
     ratios = [-log_p - np.expm1(-log_p) * race_scores(pivots.words)]
@@ -215,18 +215,19 @@ def robust_test(
     )
 
 
-def winner_log_ratios(
+def row_evidence(
     ids: Words,
     prompt_length: int,
     prf_key: Words,
     config: GumbelConfig,
     positions: npt.NDArray[np.int64],
     model: ModelView,
-) -> npt.NDArray[np.float64]:
-    """log of 1[the token wins its context's race] / p for each counted token; 0 where it has nothing to say.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What one reading of the whole laws says of each counted token: log p, and log of 1[it wins its race] / p.
 
-    Guarantee: for a text chosen without the key, exp of each has mean at most 1 given the others, for ANY model. Only
-    the first token after each distinct context counts, so that no race is run twice; different races are independent.
+    Guarantee: for a text chosen without the key, exp of each log ratio has mean at most 1 given the others, for ANY
+    model. Only the first token after each distinct context races, so that no race is run twice; different races are
+    independent.
 
     Parameters
     ----------
@@ -239,29 +240,33 @@ def winner_log_ratios(
 
     Returns
     -------
-    float64, shape (k,), -inf where another token wins.
+    log_probabilities
+        float64, shape (k,); 0 where the model has no law for the token.
+    winner_log_ratios
+        float64, shape (k,); -inf where another token wins, 0 where no race is run.
     """
     from assay.kernels import race
 
-    out = np.zeros(len(positions))
+    log_p, ratios = np.zeros(len(positions)), np.zeros(len(positions))
     places = positions + prompt_length
     new = first_occurrences(ids, np.array([0, len(ids)], dtype=np.int64), config.window)[places - 1]
     for first, laws in model.rows():
         vocabulary = laws.shape[1]
-        inside = (positions >= first) & (positions < first + len(laws))
-        numbers = np.flatnonzero(new & inside & (ids[places] < vocabulary))
+        inside = (positions >= first) & (positions < first + len(laws)) & (ids[places] < vocabulary)
+        numbers = np.flatnonzero(inside)
+        rows, tokens = laws[positions[numbers] - first], ids[places[numbers]].astype(np.int64)
+        own = rows[np.arange(len(rows)), tokens].astype(np.float64)
+        log_p[numbers] = own - special.logsumexp(rows.astype(np.float64), axis=1)
+        raced = new[numbers]
+        numbers = numbers[raced]
         if len(numbers) == 0:
             continue
         contexts = np.lib.stride_tricks.sliding_window_view(ids, config.window)[places[numbers] - config.window]
-        rows, tokens = laws[positions[numbers] - first], ids[places[numbers]].astype(np.int64)
-        won = race.winners(race.subkeys(prf_key, contexts), rows) == tokens
-        p = np.exp(
-            rows[np.arange(len(rows)), tokens].astype(np.float64) - special.logsumexp(rows.astype(np.float64), axis=1)
-        )
+        won = race.winners(race.subkeys(prf_key, contexts), rows[raced]) == tokens[raced]
         # Words have 2**32 cells: this bounds the chance to win. Proof: docs/explanation/tests-and-null-laws.md.
-        bound = p * (1.0 + 2.0**-31 * (vocabulary + 64)) + 2.0**-30
-        out[numbers] = np.where(won, -np.log(bound), -np.inf)
-    return out
+        bound = np.exp(log_p[numbers]) * (1.0 + 2.0**-31 * (vocabulary + 64)) + 2.0**-30
+        ratios[numbers] = np.where(won, -np.log(bound), -np.inf)
+    return log_p, ratios
 
 
 def test_ids(
@@ -279,10 +284,10 @@ def test_ids(
         return least_favourable_test(found)
     if model is None or test == "sum" or (test == "auto" and len(found.words) == 0):
         return sum_test(found)
-    log_p = model.log_prob_at(found.positions)
     if test == "model-aware":
-        return model_aware_test(found, log_p)
-    robust = robust_test(found, log_p, winner_log_ratios(ids, prompt_length, prf_key, config, found.positions, model))
+        return model_aware_test(found, model.log_prob_at(found.positions))
+    log_p, ratios = row_evidence(ids, prompt_length, prf_key, config, found.positions, model)
+    robust = robust_test(found, log_p, ratios)
     if test == "robust":
         return robust
     parts = (sum_test(found), model_aware_test(found, log_p), robust)

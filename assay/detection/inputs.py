@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from assay.detection.model_view import ModelView
 from assay.detection.text import LoadedTokenizer, decode_text, load_tokenizer
@@ -30,10 +31,22 @@ def scorer_of(model: Any) -> ModelScorer:
 
 
 def model_view_of(scorer: ModelScorer, ids: Words, prompt_ids: Words | None, decoding: dict[str, Any]) -> ModelView:
-    """What a model says of the tokens of a text after a prompt, under a decoding rule."""
-    prompt = None if prompt_ids is None else [prompt_ids]
-    (statistics,) = scorer.score([ids], prompt=prompt, **decoding)
-    return ModelView(statistics.log_prob, partial(scorer.log_probabilities, ids, prompt=prompt_ids, **decoding))
+    """What a model says of the tokens of a text after a prompt, under a decoding rule; the model runs when asked.
+
+    Raises
+    ------
+    ValueError
+        If the decoding rule is out of range.
+    """
+    from assay.kernels.scoring.decoding import Decoding
+
+    Decoding(**decoding)  # now, and not when the first test asks
+
+    def score() -> npt.NDArray[np.float64]:
+        (statistics,) = scorer.score([ids], prompt=None if prompt_ids is None else [prompt_ids], **decoding)
+        return statistics.log_prob
+
+    return ModelView(score, partial(scorer.log_probabilities, ids, prompt=prompt_ids, **decoding))
 
 
 def token_ids_of(

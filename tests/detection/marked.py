@@ -47,7 +47,7 @@ def view(rows: np.ndarray, tokens: np.ndarray, piece: int = 64) -> ModelView:
         for first in range(0, len(rows), piece):
             yield first, rows[first : first + piece]
 
-    return ModelView(log_prob=rows[np.arange(len(rows)), tokens].astype(np.float64), rows=pieces)
+    return ModelView(lambda: rows[np.arange(len(rows)), tokens].astype(np.float64), pieces)
 
 
 def law(rng: np.random.Generator, concentration: float, candidates: int = 40) -> np.ndarray:

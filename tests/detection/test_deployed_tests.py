@@ -391,7 +391,7 @@ def test_with_a_model(config: Any, module: Any) -> None:
     before = 0 if config.completion_only else 3
     log_p = np.full(50, math.log(0.02))
     log_p[0] = np.nan
-    view = ModelView(log_p, lambda: iter(()))
+    view = ModelView(lambda: log_p, lambda: iter(()))
     sums = module.test_ids(text, before, use_key(key), config, test="sum", model=view)
     for test in ("model-aware", "robust", "auto"):
         found = module.test_ids(text, before, use_key(key), config, test=test, model=view)

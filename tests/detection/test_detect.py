@@ -14,8 +14,11 @@ from assay._errors import TextError
 from assay.detection import combine
 from assay.detection.result import TestResult, format_evalue, format_pvalue
 from assay.detection.text import load_tokenizer
-from assay.watermark.gumbel import pivots
+from assay.watermark.dual_gumbel import DualGumbelConfig
+from assay.watermark.green_list import GreenListConfig
+from assay.watermark.gumbel import GumbelConfig, pivots
 from assay.watermark.keys import SecretKey
+from assay.watermark.schemes import SchemeConfig
 from assay.watermark.signing import Ed25519Config
 from assay.watermark.tournament import TournamentConfig
 
@@ -61,6 +64,39 @@ def test_marked_tokens_are_found_with_and_without_the_model(make_key: MakeKey, m
     assert aware.components[0].log_pvalue == plain.log_pvalue
     assert assay.detect(marked, make_key(2)).pvalue > 1e-3
     assert assay.detect(marked, make_key(2), model="default").pvalue > 1e-3
+
+
+def test_a_model_runs_once_for_each_key_and_not_where_no_test_asks_for_it(
+    make_key: MakeKey, marked: np.ndarray
+) -> None:
+    from assay.detection.inputs import scorer_of
+    from assay.detection.sequence import sequence_test
+    from assay.watermark.profiles.hf_kgw import HfKgwConfig
+    from assay.watermark.sequence import SequenceConfig
+
+    scorer = scorer_of("default")
+    calls = []
+    hook = scorer.model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+
+    def passes(run: Callable[[], object]) -> int:
+        calls.clear()
+        run()
+        return len(calls)
+
+    def key_of(config: SchemeConfig) -> SecretKey:
+        return SecretKey(bytes(32), id="k", config=config)
+
+    configs = [GumbelConfig(), TournamentConfig(), GreenListConfig(seeding="self"), DualGumbelConfig()]
+    for config in configs:
+        assert passes(lambda config=config: assay.detect(marked, key_of(config), model=scorer)) == 1, config
+    assert passes(lambda: assay.detect(marked, make_key(1), model=scorer, test="model-aware")) == 1
+    assert passes(lambda: assay.detect(marked, [make_key(1), make_key(2)], model=scorer)) == 2
+    assert passes(lambda: sequence_test(marked, key_of(SequenceConfig()), b"the nonce", model=scorer)) == 1
+    other = key_of(HfKgwConfig(vocab_size=10_000))
+    assert passes(lambda: assay.detect(marked, other, model=scorer)) == 0
+    with pytest.raises(ValueError, match="temperature must be"):
+        assay.detect(marked, other, model=scorer, temperature=-1.0)
+    hook.remove()
 
 
 def test_the_prompt_lets_the_first_tokens_count(make_key: MakeKey, marked: np.ndarray) -> None:

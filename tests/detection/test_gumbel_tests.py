@@ -14,9 +14,9 @@ from assay.detection.gumbel import (
     documents_test,
     model_aware_test,
     robust_test,
+    row_evidence,
     sum_test,
     test_ids,
-    winner_log_ratios,
 )
 from assay.detection.model_view import ModelView
 from assay.kernels.dedup import first_occurrences_numba, first_occurrences_numpy
@@ -102,7 +102,7 @@ def view_of(ids: np.ndarray, laws: np.ndarray) -> ModelView:
     rows = np.log(np.maximum(laws, 1e-30)).astype(np.float32)
     half = len(ids) // 2
     own = rows[np.arange(len(ids)), np.minimum(ids, rows.shape[1] - 1)].astype(np.float64)
-    return ModelView(own, lambda: iter([(4, rows[4:half]), (half, rows[half:])]))
+    return ModelView(lambda: own, lambda: iter([(4, rows[4:half]), (half, rows[half:])]))
 
 
 def race_text(key: SecretKey, laws: np.ndarray, seed: int) -> np.ndarray:
@@ -118,15 +118,16 @@ def test_marked_tokens_win_their_race_and_others_as_often_as_they_are_likely(mak
     laws = np.random.default_rng(6).dirichlet(np.full(30, 0.3), size=500)
     ids = race_text(make_key(1), laws, 7)
     found = pivots(ids, make_key(1))
-    ratios = winner_log_ratios(ids, 0, use_key(make_key(1)), GumbelConfig(), found.positions, view_of(ids, laws))
+    log_p, ratios = row_evidence(ids, 0, use_key(make_key(1)), GumbelConfig(), found.positions, view_of(ids, laws))
     p = laws[found.positions, ids[found.positions]]
     new = first_occurrences_numpy(ids, np.array([0, len(ids)]), 4)[found.positions - 1]
+    np.testing.assert_allclose(log_p, np.log(p), atol=1e-5)
     np.testing.assert_allclose(ratios[new], -np.log(p[new]), atol=1e-4)
     assert np.all(ratios[~new] == 0.0)  # drawn without the mark
     # Under other keys a token wins as often as it is likely: 30 keys, normal bound at a false-alarm rate of 1e-6.
     wins, variance = 0.0, 30.0 * float(np.sum(p * (1 - p)))
     for number in range(30):
-        other = winner_log_ratios(
+        _, other = row_evidence(
             ids, 0, use_key(make_key(100 + number)), GumbelConfig(), found.positions, view_of(ids, laws)
         )
         wins += np.count_nonzero(np.isfinite(other[new]))
@@ -142,18 +143,16 @@ def test_a_winner_is_never_paid_more_than_its_chance_allows(make_key: MakeKey) -
     ids = race_text(make_key(1), laws, 9)
     ids[20] = 17
     found = pivots(ids, make_key(1))
-    ratios = winner_log_ratios(ids, 0, use_key(make_key(1)), GumbelConfig(), found.positions, view_of(ids, laws))
+    log_p, ratios = row_evidence(ids, 0, use_key(make_key(1)), GumbelConfig(), found.positions, view_of(ids, laws))
     rows = np.exp(np.log(np.maximum(laws, 1e-30)).astype(np.float32).astype(np.float64))
     shares = (rows / rows.sum(axis=1, keepdims=True))[found.positions]
-    for place, ratio, law in zip(found.positions.tolist(), ratios, shares, strict=True):
+    for place, own, ratio, law in zip(found.positions.tolist(), log_p, ratios, shares, strict=True):
         if place == 20:
-            assert ratio == 0.0
+            assert own == ratio == 0.0
         elif np.isfinite(ratio) and ratio != 0.0:
             assert 0.0 <= -math.log(law[ids[place]]) - ratio < 1e-3 + 1e-6 / law[ids[place]]
-    empty = winner_log_ratios(
-        ids[:4], 4, use_key(make_key(1)), GumbelConfig(), np.empty(0, np.int64), view_of(ids, laws)
-    )
-    assert empty.shape == (0,)
+    empty = row_evidence(ids[:4], 4, use_key(make_key(1)), GumbelConfig(), np.empty(0, np.int64), view_of(ids, laws))
+    assert [one.shape for one in empty] == [(0,), (0,)]
 
 
 def test_the_winner_of_the_race_makes_the_robust_test_sharper_under_edits(make_key: MakeKey) -> None:

@@ -38,7 +38,7 @@ def view_of(ids: np.ndarray, laws: np.ndarray) -> ModelView:
     """A model view in two uneven pieces, as a scorer gives it."""
     half = len(laws) // 3
     pieces = [(0, laws[:half]), (half, laws[half:])]
-    return ModelView(laws[np.arange(len(ids)), ids].astype(np.float64), lambda: iter(pieces))
+    return ModelView(lambda: laws[np.arange(len(ids)), ids].astype(np.float64), lambda: iter(pieces))
 
 
 def marked_text(n: int, concentration: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,13 +210,12 @@ def test_batch_equals_single_bit_for_bit(zipf_ids: Callable[[int, int], np.ndarr
 def test_tokens_beyond_the_model_say_nothing() -> None:
     ids, laws = marked_text(20, 0.05, seed=3)
     found = observe(ids, words(1), CONFIG, prompt_length=4)
-    hits, lengths = intervals(
-        ids, 4, words(1), CONFIG, found, ModelView(np.zeros(20), lambda: iter([(0, laws[:, :1])]))
-    )
+    view = ModelView(lambda: np.zeros(20), lambda: iter([(0, laws[:, :1])]))
+    hits, lengths = intervals(ids, 4, words(1), CONFIG, found, view)
     beyond = ids[4 + found.positions] >= 1
     assert hits[beyond].all()
     assert np.all(lengths[beyond] == 1.0)
-    empty = test_ids(ids[:4], 4, words(1), CONFIG, test="auto", model=ModelView(np.zeros(0), lambda: iter(())))
+    empty = test_ids(ids[:4], 4, words(1), CONFIG, test="auto", model=view)
     assert empty.pvalue == empty.evalue == 1.0
 
 

@@ -169,7 +169,7 @@ def test_probabilities_of_a_model_sharpen_it(
     log_prob = np.where((np.arange(280) >= 100) & (np.arange(280) < 180), math.log(0.05), math.log(1e-3))
     log_prob[0] = math.nan
     monkeypatch.setattr(localisation, "scorer_of", lambda model: model)
-    monkeypatch.setattr(localisation, "model_view_of", lambda *args: ModelView(log_prob, lambda: iter(())))
+    monkeypatch.setattr(localisation, "model_view_of", lambda *args: ModelView(lambda: log_prob, lambda: iter(())))
     aware, plain = localise(document, key, model="fake"), localise(document, key)
     assert aware.result.log_pvalue < plain.result.log_pvalue
     assert len(aware.segments) == 1
