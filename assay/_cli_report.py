@@ -28,12 +28,20 @@ def report(
     ],
     *,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")],
-    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Watermark audit",
+    title: Annotated[
+        str | None,
+        typer.Option(help="Heading; default what was tested for.", show_default=False),
+    ] = None,
     fdr: Annotated[
         float | None, typer.Option(help="False discovery rate; default the run's.", show_default=False)
     ] = None,
     excerpts: Annotated[
-        int, typer.Option(min=0, help="Flagged documents to show with their text; needs the keyring. 0 shows none.")
+        int,
+        typer.Option(
+            min=0,
+            help="Flagged documents to show with their text; needs the keyring. 0 shows none; a run against "
+            '"a human wrote it" never shows any.',
+        ),
     ] = 10,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="PATH", help="The run's tokenizer, if it is no longer where it was.")
@@ -64,9 +72,11 @@ def report(
         with refusals():
             _publish(run_dir, out, private, epsilon, as_json=as_json)
         return
+    from assay.detection.corpus import RunSummary
     from assay.report import Report
 
     with refusals():
+        excerpts = excerpts if RunSummary.read(run_dir).keys else 0
         opened = _keyring(keyring, passphrase_file, excerpts=excerpts, sign_with=sign_with)
         signer = None if sign_with is None or opened is None else opened[sign_with]
         keys = None if opened is None or not excerpts else _all_keys(opened)

@@ -50,14 +50,18 @@ def zipf_ids() -> Callable[[int, int], np.ndarray]:
     return ids
 
 
+def work_in_process(shards: Iterator[Any], setup: Any, count: int, gpus: Any = ()) -> Iterator[Any]:
+    """In place of `pool.work`: shards are tested in this process."""
+    from assay.detection.corpus import worker
+
+    test = setup.tests.open()
+    for shard in shards:
+        yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Corpus runs test their shards in this process: for tests of what comes out, which the processes do not change."""
-    from assay.detection.corpus import pool, worker
+    from assay.detection.corpus import pool
 
-    def work(shards: Iterator[Any], setup: Any, count: int, gpus: Any = ()) -> Iterator[Any]:
-        test = setup.tests.open()
-        for shard in shards:
-            yield worker.write_shard(shard, *worker.shard_results(shard, test), setup)
-
-    monkeypatch.setattr(pool, "work", work)
+    monkeypatch.setattr(pool, "work", work_in_process)

@@ -124,18 +124,33 @@ class Calibration:
         names: list[str] = self.p_values.groups_.tolist()
         return names
 
+    def info(self) -> dict[str, Any]:
+        """Public description for summaries and reports, JSON-ready: no text, and no score of any."""
+        found = self.p_values
+        groups = zip(found.groups_.tolist(), found.counts_.tolist(), found.floors_.tolist(), strict=True)
+        models = [self.scorer, *([] if self.other is None else [self.other])]
+        return {
+            "id": self.id,
+            "score": self.score,
+            "guarantee": self._guarantee(),
+            "min_tokens": self.min_tokens,
+            "texts_sha256": self.texts_sha256,
+            "groups": [{"name": name, "texts": texts, "smallest_pvalue": floor} for name, texts, floor in groups],
+            "models": [{"name": one.name, "weights_sha256": one.weights_sha256} for one in models],
+        }
+
     def sentences(self) -> tuple[str, ...]:
         """What the guarantee rests on, for results."""
-        held = (
-            "Marginal guarantee: it holds on average over calibration sets."
-            if self.p_values.guarantee == "marginal"
-            else f"Calibration-conditional guarantee: it holds for {self.p_values.confidence:.0%} of calibration sets."
-        )
         return (
             f"Calibration {self.id}: {len(self.scores)} human texts in {len(self.p_values.groups_)} groups.",
             f"Scores come from {self.scorer.name!r} (weights {self.scorer.weights_sha256[:16]}).",
-            held,
+            self._guarantee(),
         )
+
+    def _guarantee(self) -> str:
+        if self.p_values.guarantee == "marginal":
+            return "Marginal guarantee: it holds on average over calibration sets."
+        return f"Calibration-conditional guarantee: it holds for {self.p_values.confidence:.0%} of calibration sets."
 
     def check_scorers(self, scorer: ModelScorer, other: ModelScorer | None) -> None:
         """Refuse scorers that are not the calibrated ones.

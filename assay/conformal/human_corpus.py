@@ -166,8 +166,10 @@ class HumanSubject:
         return {
             "keys": (),
             "calibration": self.calibration.id,
+            "calibration_info": self.calibration.info(),
             "tokenizer": {"name": record.name, "sha256": record.tokenizer_sha256},
             "null": NULL,
+            "tests": (f"human-{self.calibration.score}",),
             "assumptions": (*self.calibration.sentences(), _FDR_ASSUMPTION),
         }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,16 +21,22 @@ from assay.report.excerpts import clean, fit
 from assay.report.monitoring import Watched, watched
 from assay.report.records import (
     SHORT_TOKENS,
+    CalibrationGroup,
+    CalibrationRecord,
     Counts,
     Document,
     Excerpt,
     InputFile,
     KeyRecord,
     RejectReason,
+    ScoringModel,
     TokenizerRecord,
     Version,
 )
 from assay.report.report import MADE_FORMAT, Report
+
+if TYPE_CHECKING:
+    from assay.conformal.calibration import Calibration
 
 NO_SOURCE = "(no source)"
 _MOST_INPUTS = 1000
@@ -40,10 +46,11 @@ _MOST_INPUTS = 1000
 class Circumstances:
     """What a report says about its making besides the results."""
 
-    title: str
+    title: str | None
     made: datetime | None
     listed: int
     keys: Sequence[KeyRecord]
+    calibrations: Sequence[CalibrationRecord]
     tests: Sequence[str]
     nulls: Sequence[str]
     assumptions: Sequence[str]
@@ -58,9 +65,10 @@ def from_results(
     results: Iterable[Any],
     *,
     fdr: float,
-    title: str,
+    title: str | None,
     excerpts: Sequence[Excerpt],
     keys: Iterable[Any],
+    calibration: Calibration | None,
     inputs: Sequence[InputFile],
     tokenizer: Any,
     rejects: Sequence[RejectReason],
@@ -71,6 +79,9 @@ def from_results(
     """See `Report.from_results`."""
     rows = [_row(item) for item in results]
     found = [row[2] for row in rows]
+    _check_null(found, calibration)
+    if calibration is not None and excerpts:
+        raise ValueError("excerpts must be empty with a calibration: its scores are of whole texts, not of tokens.")
     source_names, source_codes = _codes([row[1] for row in rows])
     key_names, key_codes = _codes([result.key_id for result in found])
     columns = ResultColumns(
@@ -100,6 +111,7 @@ def from_results(
         made=made,
         listed=listed,
         keys=tuple(described.values()),
+        calibrations=() if calibration is None else (calibration_record(calibration.info()),),
         tests=_distinct(getattr(result, "test", None) for result in found),
         nulls=_distinct(getattr(result, "null", None) for result in found),
         assumptions=_distinct(note for result in found for note in getattr(result, "assumptions", ())),
@@ -134,17 +146,19 @@ def assemble(
         tokens_scored=int(np.sum(columns.n_scored)),
         repeats_dropped=int(np.sum(columns.n_repeats_dropped)),
     )
-    keys = _keys(columns, flagged, circumstances.keys)
+    keys, calibrations = _keys(columns, flagged, circumstances.keys), tuple(circumstances.calibrations)
+    words = wording.words_of(calibrations)
     sources, sources_left_out = shares.by_source(columns, tested, flagged)
     return Report(
-        title=clean(circumstances.title),
+        title=clean(words.title if circumstances.title is None else circumstances.title),
         made=_timestamp(circumstances.made),
         software=_software(),
         fdr=float(fdr),
-        verdict=wording.verdict(counts, fdr, keys),
+        verdict=wording.verdict(counts, fdr, keys, calibrations),
         counts=counts,
         log_pvalue_threshold=float(np.max(columns.log_pvalue[flagged])) if counts.flagged else None,
-        histogram=shares.histogram(columns.log_pvalue[tested]),
+        # p-values of one calibration are dependent: their bins scatter together, and more than binomially.
+        histogram=shares.histogram(columns.log_pvalue[tested], banded=not calibrations),
         lengths=shares.by_length(columns, tested, flagged),
         sources=sources,
         sources_left_out=sources_left_out,
@@ -158,9 +172,10 @@ def assemble(
         outputs=tuple(circumstances.outputs),
         tokenizer=circumstances.tokenizer,
         rejects=tuple(RejectReason(reason=clean(one.reason), rows=one.rows) for one in circumstances.rejects),
-        limits=wording.LIMITS,
+        limits=words.limits,
         monitoring=circumstances.watched.scores,
         labelling=circumstances.watched.labels,
+        calibrations=calibrations,
     )
 
 
@@ -235,6 +250,27 @@ def key_record(key: Any) -> KeyRecord:
     )
 
 
+def calibration_record(info: Mapping[str, Any]) -> CalibrationRecord:
+    """The record of what `Calibration.info` says; of a run that names its calibration and no more, of `{"id": ...}`."""
+    groups, models = info.get("groups", ()), info.get("models", ())
+    return CalibrationRecord(
+        id=info["id"],
+        score=info.get("score"),
+        guarantee=info.get("guarantee"),
+        min_tokens=info.get("min_tokens"),
+        texts_sha256=info.get("texts_sha256"),
+        groups=tuple(
+            CalibrationGroup(
+                name=clean(one["name"]),
+                texts=one["texts"],
+                log_pvalue_floor=math.log(one["smallest_pvalue"]) if one["smallest_pvalue"] else -math.inf,
+            )
+            for one in groups
+        ),
+        models=tuple(ScoringModel(name=clean(one["name"]), weights_sha256=one["weights_sha256"]) for one in models),
+    )
+
+
 def tokenizer_record(tokenizer: Any) -> TokenizerRecord | None:
     """Name and hash of a tokenizer, or None where none is given."""
     if tokenizer is None or isinstance(tokenizer, TokenizerRecord):
@@ -243,6 +279,19 @@ def tokenizer_record(tokenizer: Any) -> TokenizerRecord | None:
 
     loaded = load_tokenizer(tokenizer)
     return TokenizerRecord(name=clean(loaded.name), sha256=loaded.sha256)
+
+
+def _check_null(results: Sequence[Any], calibration: Calibration | None) -> None:
+    """Refuse results of two null hypotheses, which no words of one report fit."""
+    from assay.conformal.human import NULL
+
+    human = {str(getattr(result, "null", "")).startswith(NULL) for result in results if hasattr(result, "null")}
+    if len(human) == 2:
+        raise ValueError('results must be of keys or against "a human wrote it", got both. Make one report for each.')
+    if human == {True} and calibration is None:
+        raise ValueError('calibration must be given for results against "a human wrote it". Pass what tested them.')
+    if human == {False} and calibration is not None:
+        raise ValueError("calibration must not be given for results of keys. Leave it out.")
 
 
 def _row(item: Any) -> tuple[str, str, Any]:

@@ -20,7 +20,7 @@ class Identity(NamedTuple):
     doc_id: str
     file: str | None
     row: int | None
-    scheme: str | None
+    scheme: str | None = None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _SETTINGS = {
 
 
 def pvalue_histogram(histogram: Histogram, *, title: str, description: str) -> str:
-    """Bars of the p-values, the uniform line, and the band in which uniform p-values stay.
+    """Bars of the p-values, the uniform line, and the band in which uniform p-values stay, where there is one.
 
     `title` and `description` are what a screen reader says in place of the picture.
     """
@@ -47,8 +47,9 @@ def pvalue_histogram(histogram: Histogram, *, title: str, description: str) -> s
         expected = sum(histogram.counts) / bins
         width = 1 / bins
         left = [i * width for i in range(bins)]
-        top = 1.08 * max(*histogram.counts, histogram.band_high, 1)
-        axes.axhspan(histogram.band_low, histogram.band_high, facecolor=_BAND, edgecolor="none")
+        top = 1.08 * max(*histogram.counts, histogram.band_high or 0, 1)
+        if histogram.band_low is not None and histogram.band_high is not None:
+            axes.axhspan(histogram.band_low, histogram.band_high, facecolor=_BAND, edgecolor="none")
         axes.bar(left, histogram.counts, width=0.86 * width, align="edge", color=_ACCENT)
         axes.axhline(expected, color=_INK, linewidth=1.4, linestyle=(0, (5, 3)))
         axes.set_xlim(-0.01, 1.01)

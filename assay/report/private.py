@@ -235,8 +235,8 @@ th, td {{ text-align: right; padding: .2rem .8rem; border-bottom: 1px solid #999
 {change}. They cost epsilon = {epsilon}. The ledger has spent {spent} of {limit} ({accountant} accounting; hash
 {head}).</p>
 <h2>p-values</h2>
-<p>If no document carried the mark, the share of documents with a p-value up to <i>a</i> would be at most about
-<i>a</i>.</p>
+<p>If the null hypothesis (that a document carries no mark, or that a human wrote it) were true of every document, the
+share of documents with a p-value up to <i>a</i> would be at most about <i>a</i>.</p>
 {p_values}
 <h2>Lengths</h2>
 {lengths}

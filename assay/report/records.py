@@ -124,15 +124,16 @@ class Histogram:
         Documents per bin.
     band_low, band_high
         If no document were marked, all bins together would lie in this band with probability at least `band_level`
-        (binomial quantiles, Bonferroni over the bins). A conservative test falls short of it on the left.
+        (binomial quantiles, Bonferroni over the bins). A conservative test falls short of it on the left. None where
+        the p-values share a calibration, which moves all bins together.
     band_level
-        In (0, 1).
+        In (0, 1); None without a band.
     """
 
     counts: tuple[int, ...]
-    band_low: int
-    band_high: int
-    band_level: float
+    band_low: int | None
+    band_high: int | None
+    band_level: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +177,56 @@ class KeyRecord:
     fingerprint: str | None
     state: str | None
     flagged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationGroup:
+    """Calibration texts of one kind or length, and the natural logarithm of the smallest p-value that they allow."""
+
+    name: str
+    texts: int
+    log_pvalue_floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringModel:
+    """A model that scores were computed with: name for people, SHA-256 of its weights."""
+
+    name: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """The human texts that documents were compared with, and what both were scored with.
+
+    What is not known is None or empty.
+
+    Attributes
+    ----------
+    id
+        First 16 hexadecimal digits of the hash of the calibration's file, which holds no text.
+    score
+        Name of the zero-shot score.
+    guarantee
+        What the p-values promise, in words.
+    min_tokens
+        Documents with fewer counted tokens were not tested.
+    texts_sha256
+        Hash of the human texts.
+    groups
+        The texts by kind or length.
+    models
+        The scoring model, and the second one of scores that need two.
+    """
+
+    id: str
+    score: str | None
+    guarantee: str | None
+    min_tokens: int | None
+    texts_sha256: str | None
+    groups: tuple[CalibrationGroup, ...]
+    models: tuple[ScoringModel, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

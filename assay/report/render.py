@@ -22,7 +22,7 @@ from assay.conformal.evaluation import rolling_share
 from assay.detection.result import format_evalue, format_pvalue
 from assay.report import plots
 from assay.report.records import Document, Excerpt, Histogram, LabelledSource, LengthBucket, MonitoredSource
-from assay.report.wording import percent
+from assay.report.wording import percent, words_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -61,6 +61,7 @@ def page(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return _template().render(
         report=report,
+        template=words_of(report.calibrations).template,
         schema=report.SCHEMA,
         counts=report.counts,
         css=Markup(css),  # noqa: S704 - the package's own file
@@ -149,10 +150,13 @@ def _pvalue_plot(histogram: Histogram) -> Markup:
     tested = sum(histogram.counts)
     first = histogram.counts[0]
     step = 1 / len(histogram.counts)
+    band = ""
+    if histogram.band_level is not None:
+        band = f"By chance each bar would have between {histogram.band_low:,} and {histogram.band_high:,} documents. "
     words = (
         f"Bar chart of {tested:,} p-values in {len(histogram.counts)} bins. {first:,} lie below {step:g}, where "
-        f"{tested * step:,.0f} would lie by chance. By chance each bar would have between {histogram.band_low:,} and "
-        f"{histogram.band_high:,} documents. Bars from left to right: {', '.join(map(str, histogram.counts))}."
+        f"{tested * step:,.0f} would lie by chance. {band}Bars from left to right: "
+        f"{', '.join(map(str, histogram.counts))}."
     )
     svg = plots.pvalue_histogram(histogram, title="p-values of the tested documents", description=words)
     return Markup(svg)  # noqa: S704 - drawn from numbers alone
@@ -236,9 +240,15 @@ def _resource(name: str) -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters.update(
         visible=visible,
         pvalue=pvalue_html,
@@ -251,4 +261,4 @@ def _template() -> Template:
         count=lambda number: f"{number:,}",
         bucket_label=plots.bucket_label,
     )
-    return environment.from_string(_resource("report.html.j2"))
+    return environment.get_template("report.html.j2")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from assay.report import canonical
 from assay.report.records import (
+    CalibrationRecord,
     Counts,
     Document,
     Excerpt,
@@ -28,6 +29,7 @@ from assay.report.records import (
 )
 
 if TYPE_CHECKING:
+    from assay.conformal.calibration import Calibration
     from assay.conformal.markov import StateSets
     from assay.conformal.mixed_documents import SentenceLabels
     from assay.conformal.monitor import MonitorResult
@@ -85,6 +87,9 @@ class Report:
         Sources whose scores were watched over time; left out of the JSON where there are none.
     labelling
         Sources for whose steps there are sets of states; left out of the JSON where there are none.
+    calibrations
+        The calibration that documents were tested against, where the null hypothesis is that humans wrote them: then
+        there is one, and no key. Left out of the JSON where there is none.
     """
 
     SCHEMA: ClassVar[str] = "assay.report/1"
@@ -113,11 +118,14 @@ class Report:
     limits: tuple[str, ...]
     monitoring: tuple[MonitoredSource, ...] = ()
     labelling: tuple[LabelledSource, ...] = ()
+    calibrations: tuple[CalibrationRecord, ...] = ()
 
     def __post_init__(self) -> None:
         datetime.strptime(self.made, MADE_FORMAT)
         if not 0 < self.fdr < 1 or not self.software:
             raise ValueError("fdr must be in (0, 1) and software must not be empty.")
+        if len(self.calibrations) + bool(self.keys) > 1:
+            raise ValueError("a report must be about keys or about one calibration. Make one report for each.")
 
     @classmethod
     def from_results(
@@ -125,9 +133,10 @@ class Report:
         results: Iterable[Any],
         *,
         fdr: float = 0.01,
-        title: str = "Watermark audit",
+        title: str | None = None,
         excerpts: Sequence[Excerpt] = (),
         keys: Iterable[SecretKey | KeyInfo] = (),
+        calibration: Calibration | None = None,
         inputs: Sequence[InputFile] = (),
         tokenizer: Any = None,
         rejects: Sequence[RejectReason] = (),
@@ -147,11 +156,13 @@ class Report:
         fdr
             False discovery rate, in (0, 1).
         title
-            Heading of the report.
+            Heading of the report; default "Watermark audit", or "Human-text audit" with a calibration.
         excerpts
             Excerpts to show; their documents are listed in any case. Without any, the report holds no document text.
         keys
             The keys tested: their public descriptions go into the report, never a secret.
+        calibration
+            Of results of `human_tests`, in place of keys: its description goes into the report.
         inputs, tokenizer, rejects
             What was read: files with their hashes; a loaded tokenizer, or what `load_tokenizer` takes; rejected rows.
         listed
@@ -167,7 +178,8 @@ class Report:
         ------
         ValueError
             If `fdr` or `listed` is out of range, `made` has no time zone, an excerpt names an unknown document or one
-            id that several documents share, or `monitoring` holds something else, too much, or a source twice.
+            id that several documents share, `monitoring` holds something else, too much, or a source twice, or results
+            are of another null hypothesis than the rest.
 
         References
         ----------
@@ -181,6 +193,7 @@ class Report:
             title=title,
             excerpts=excerpts,
             keys=keys,
+            calibration=calibration,
             inputs=inputs,
             tokenizer=tokenizer,
             rejects=rejects,
@@ -198,7 +211,7 @@ class Report:
         keys: SecretKey | DetectionKeys | Iterable[SecretKey] | None = None,
         tokenizer: Any = None,
         excerpts: int = 10,
-        title: str = "Watermark audit",
+        title: str | None = None,
         listed: int = 20,
         made: datetime | None = None,
         monitoring: Iterable[tuple[str, MonitorResult | Sequence[SentenceLabels | StateSets]]] = (),
@@ -208,11 +221,12 @@ class Report:
         Parameters
         ----------
         out_dir
-            The folder that `assay detect ... --out` wrote.
+            The folder that `assay detect ... --out` wrote, whether for keys or against "a human wrote it".
         fdr
             False discovery rate, in (0, 1); default the run's.
         keys
-            The run's keys, needed only to score the tokens of the excerpts. Without them there are no excerpts.
+            The run's keys, needed only to score the tokens of the excerpts. Without them there are no excerpts, and so
+            none of a run against "a human wrote it".
         tokenizer
             The run's tokenizer; default the one that the run names. Its hash must be the run's.
         excerpts

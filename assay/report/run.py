@@ -15,17 +15,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from assay._errors import RunError
+from assay.conformal import human_corpus
 from assay.detection.corpus.ledger import file_sha256
 from assay.detection.corpus.results import RESULTS_SCHEMA, RunSummary
 from assay.detection.multiplicity import benjamini_hochberg
 from assay.report import canonical
-from assay.report.build import NO_SOURCE, Circumstances, assemble, check_fdr
+from assay.report.build import NO_SOURCE, Circumstances, assemble, calibration_record, check_fdr
 from assay.report.columns import Identity, ResultColumns, most_certain
 from assay.report.excerpts import clean, excerpt_of
 from assay.report.monitoring import watched
-from assay.report.records import Excerpt, InputFile, KeyRecord, RejectReason, TokenizerRecord
+from assay.report.records import (
+    CalibrationRecord,
+    Excerpt,
+    InputFile,
+    KeyRecord,
+    RejectReason,
+    TokenizerRecord,
+)
 from assay.report.report import Report
-from assay.watermark.schemes import config_from
 
 if TYPE_CHECKING:
     from assay.detection.text import LoadedTokenizer
@@ -33,6 +40,12 @@ if TYPE_CHECKING:
 
 _OUTPUTS = ("results.parquet", "inputs.jsonl", "rejects.jsonl", "summary.json")
 _NUMBERS = ("statistic", "log_pvalue", "log_evalue", "n_tokens", "n_scored", "n_repeats_dropped")
+_IDENTITY = ("doc_id", "file", "row", "scheme")
+# Columns that a table lacks because its null hypothesis knows of no keys, by the table's schema.
+_LACKING: Mapping[str, frozenset[str]] = {
+    RESULTS_SCHEMA: frozenset(),
+    human_corpus.SCHEMA: frozenset(("n_repeats_dropped", "key_id", "scheme")),
+}
 
 
 def from_run(
@@ -42,7 +55,7 @@ def from_run(
     keys: Any,
     tokenizer: Any,
     excerpts: int,
-    title: str,
+    title: str | None,
     listed: int,
     made: datetime | None,
     monitoring: Iterable[Any],
@@ -55,7 +68,7 @@ def from_run(
     fdr = summary.fdr if fdr is None else fdr
     check_fdr(fdr)
     shown = {}
-    if excerpts and keys is not None:
+    if excerpts and keys is not None and summary.keys:
         flagged = benjamini_hochberg(columns.log_pvalue) <= math.log(fdr)
         rows = [row for row in most_certain(columns.log_pvalue, columns.log_evalue, excerpts) if flagged[row]]
         shown = _excerpts(columns, rows, summary, _by_id(keys), tokenizer)
@@ -64,7 +77,8 @@ def from_run(
         made=made,
         listed=listed,
         keys=[_key_record(description) for description in summary.keys],
-        tests=tuple(dict.fromkeys(_model_free_test(description) for description in summary.keys)),
+        calibrations=_calibrations(summary),
+        tests=summary.tests,
         nulls=(summary.null,),
         assumptions=summary.assumptions,
         inputs=_inputs(out_dir / "inputs.jsonl"),
@@ -76,12 +90,10 @@ def from_run(
     return assemble(columns, fdr, shown, circumstances)
 
 
-def _model_free_test(key: dict[str, Any]) -> str:
-    """The name of the test that a corpus run makes of a key."""
-    from assay.detection.testers import tester
-
-    known = tester(config_from(key["scheme"], key["version"], key["parameters"]))
-    return f"{key['scheme']}-{known.TESTS[0]}"
+def _calibrations(summary: RunSummary) -> list[CalibrationRecord]:
+    if summary.calibration is None:
+        return []
+    return [calibration_record(summary.calibration_info or {"id": summary.calibration})]
 
 
 def _columns(path: Path) -> ResultColumns:
@@ -91,9 +103,15 @@ def _columns(path: Path) -> ResultColumns:
     try:
         file = parquet.ParquetFile(path)
         schema = (file.schema_arrow.metadata or {}).get(b"assay.schema", b"").decode()
-        if schema != RESULTS_SCHEMA:
-            raise RunError(f"{path} has schema {schema!r}, not {RESULTS_SCHEMA!r}. Use the version that wrote it.")
-        table = parquet.read_table(path, columns=[*_NUMBERS, "source", "key_id"], read_dictionary=["source", "key_id"])
+        if schema not in _LACKING:
+            known = " or ".join(map(repr, _LACKING))
+            raise RunError(f"{path} has schema {schema!r}, not {known}. Use the version that wrote it.")
+        lacking = _LACKING[schema]
+        names = [name for name in (*_NUMBERS, "source", "key_id") if name not in lacking]
+        table = parquet.read_table(path, columns=names, read_dictionary=["source", "key_id"])
+        if "key_id" in lacking:
+            table = table.append_column("key_id", pa.nulls(len(table), pa.dictionary(pa.int32(), pa.string())))
+            table = table.append_column("n_repeats_dropped", pa.array(np.zeros(len(table), dtype=np.int64)))
         numbers = {name: table[name].to_numpy() for name in _NUMBERS}
         sources, source_codes = _encoded(table["source"], NO_SOURCE)
         key_ids, key_codes = _encoded(table["key_id"], None)
@@ -105,7 +123,7 @@ def _columns(path: Path) -> ResultColumns:
         source_codes=source_codes,
         key_ids=key_ids,
         key_codes=key_codes,
-        identify=lambda rows: _identities(file, rows),
+        identify=lambda rows: _identities(file, [name for name in _IDENTITY if name not in lacking], rows),
     )
 
 
@@ -120,7 +138,7 @@ def _encoded(column: Any, missing: str | None) -> tuple[list[str], Any]:
     return names, codes
 
 
-def _identities(file: Any, rows: Sequence[int]) -> list[Identity]:
+def _identities(file: Any, columns: Sequence[str], rows: Sequence[int]) -> list[Identity]:
     """Identities of some rows, reading only the row groups that hold them."""
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     ends = np.cumsum(sizes)
@@ -128,7 +146,7 @@ def _identities(file: Any, rows: Sequence[int]) -> list[Identity]:
     found: dict[int, Identity] = {}
     for group in sorted(set(groups.tolist())):
         inside = [row for row, place in zip(rows, groups, strict=True) if place == group]
-        table = file.read_row_group(group, columns=["doc_id", "file", "row", "scheme"])
+        table = file.read_row_group(group, columns=columns)
         start = int(ends[group]) - sizes[group]
         for row, values in zip(inside, table.take([row - start for row in inside]).to_pylist(), strict=True):
             found[row] = Identity(**values)

@@ -19,16 +19,16 @@ SHARE_LEVEL = 0.95
 _MOST_SOURCES = 200
 
 
-def histogram(log_pvalue: Floats) -> Histogram:
-    """p-values in bins of equal width, with the band in which uniform p-values stay."""
+def histogram(log_pvalue: Floats, *, banded: bool = True) -> Histogram:
+    """p-values in bins of equal width, with the band in which independent uniform p-values stay."""
     n = len(log_pvalue)
     counts, _ = np.histogram(np.exp(log_pvalue), bins=BINS, range=(0.0, 1.0))
     tail = (1 - BAND_LEVEL) / (2 * BINS)
     return Histogram(
         counts=tuple(int(count) for count in counts),
-        band_low=_binomial_quantile(tail, n, 1 / BINS),
-        band_high=_binomial_quantile(1 - tail, n, 1 / BINS),
-        band_level=BAND_LEVEL,
+        band_low=_binomial_quantile(tail, n, 1 / BINS) if banded else None,
+        band_high=_binomial_quantile(1 - tail, n, 1 / BINS) if banded else None,
+        band_level=BAND_LEVEL if banded else None,
     )
 
 

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from assay.conformal import MonitorResult, SentenceLabeller, SentenceLabels, monitor_scores
+from assay.conformal import ConformalPValues, MonitorResult, SentenceLabeller, SentenceLabels, monitor_scores
+from assay.conformal.calibration import Calibration, ScorerRecord
+from assay.conformal.human import NULL, p_to_log_e
 from assay.detection.gumbel import sum_test
 from assay.detection.result import TestResult
 from assay.report import Excerpt, InputFile, RejectReason, Report
@@ -93,6 +95,88 @@ def full_report(synthetic: Synthetic, watched: MonitorResult, labelled: list[Sen
         rejects=[RejectReason(reason="invalid UTF-8", rows=3)],
         monitoring=[("agency wire", watched), ("columns", labelled)],
     )
+
+
+@dataclass(frozen=True)
+class SyntheticHuman:
+    """As `Synthetic`, against "a human wrote it": scores of human texts are normal, those of machines larger by 4."""
+
+    results: list[tuple[str, str, TestResult]]
+    calibration: Calibration
+
+    def report(self, **changes: object) -> Report:
+        return Report.from_results(self.results, **{"calibration": self.calibration, "made": MADE, **changes})
+
+
+def make_human_documents(n: int, seed: int) -> SyntheticHuman:
+    rng = np.random.default_rng(seed)
+    model = ScorerRecord(
+        name="scorer",
+        weights_sha256="ab" * 32,
+        tokenizer_sha256="cd" * 32,
+        dtype="float32",
+        logits_dtype="float32",
+        window=512,
+        stride=256,
+        bos=0,
+    )
+    kinds = np.array(["essays", "letters"] * 200)
+    scores = rng.normal(size=400)
+    calibration = Calibration(
+        score="curvature",
+        scorer=model,
+        other=None,
+        p_values=ConformalPValues(level=0.01).fit(scores, kinds),
+        grouped=True,
+        length_edges=(),
+        min_tokens=20,
+        scores=scores,
+        groups=kinds,
+        texts_sha256="ef" * 32,
+    )
+    lengths = np.exp(rng.uniform(np.log(5), np.log(3000), n)).astype(int)
+    machine = rng.random(n) < 0.3
+    values = rng.normal(size=n) + 4.0 * machine
+    groups = kinds[:n]
+    results = []
+    p_values = calibration.p_values.p_values(values, groups)
+    for i, (value, p, length, group) in enumerate(zip(values, p_values, lengths, groups, strict=True)):
+        counts = length >= calibration.min_tokens
+        found = TestResult(
+            test="human-curvature",
+            statistic=float(value) if counts else 0.0,
+            log_pvalue=float(np.log(p)) if counts else 0.0,
+            log_evalue=p_to_log_e(float(p)) if counts else 0.0,
+            n_tokens=int(length),
+            n_scored=int(length) if counts else 0,
+            null=f"{NULL} ({group})",
+            alternative="greater",
+            assumptions=calibration.sentences(),
+        )
+        results.append((f"doc-{i:04d}", str(group), found))
+    return SyntheticHuman(results, calibration)
+
+
+@pytest.fixture(scope="session")
+def synthetic_human() -> SyntheticHuman:
+    return make_human_documents(300, seed=11)
+
+
+@pytest.fixture(scope="session")
+def human_report(synthetic_human: SyntheticHuman) -> Report:
+    """A report against "a human wrote it" with something in every field that such a report has."""
+    return synthetic_human.report(
+        fdr=0.05,  # the smallest p-value of 200 calibration texts is 0.005
+        inputs=[InputFile(name="a.jsonl", sha256="9f" * 32, size=48)],
+        rejects=[RejectReason(reason="group not calibrated", rows=2)],
+    )
+
+
+@pytest.fixture(params=["full_report", "human_report"])
+def any_report(request: pytest.FixtureRequest) -> Report:
+    """A full report on each null hypothesis."""
+    report: Report = request.getfixturevalue(request.param)
+    return report
 
 
 @pytest.fixture(scope="session")

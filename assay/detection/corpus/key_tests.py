@@ -166,6 +166,7 @@ class KeySubject:
             "keys": tuple(key.info.to_dict() for key in self.keys),
             "tokenizer": {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256},
             "null": "; ".join(dict.fromkeys(tester(key.config).NULL for key in self.keys)),
+            "tests": tuple(dict.fromkeys(f"{key.config.scheme}-{tester(key.config).TESTS[0]}" for key in self.keys)),
             "assumptions": tuple(self._assumptions()),
         }
 

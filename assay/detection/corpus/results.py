@@ -28,6 +28,7 @@ from assay.detection.multiplicity import benjamini_hochberg
 SCHEMA = "assay.corpus-summary/1"
 RESULTS_SCHEMA = "assay.corpus-results/1"
 _ROWS_PER_GROUP = 1 << 16
+_TUPLES = ("keys", "tests", "assumptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,15 @@ class RunSummary:
         Files in the folders named whose names end in no format that is read; hidden ones are not counted.
     keys
         Public description of each key tested; see `KeyInfo.to_dict`. Empty where no key was.
-    calibration
-        Id of the calibration, where that is what documents were tested against.
+    calibration, calibration_info
+        Id of the calibration, where that is what documents were tested against, and its public description; see
+        `Calibration.info`.
     tokenizer
         Its name and sha256.
     options
         Columns and shard sizes.
-    null, assumptions
-        What was tested, and what the error rates rest on.
+    null, tests, assumptions
+        What was tested, by which tests, and what the error rates rest on.
     version
         Version of Assay.
     started
@@ -89,9 +91,11 @@ class RunSummary:
     files_skipped: int = 0
     keys: tuple[dict[str, Any], ...]
     calibration: str | None = None
+    calibration_info: dict[str, Any] | None = None
     tokenizer: dict[str, str]
     options: dict[str, Any]
     null: str
+    tests: tuple[str, ...] = ()
     assumptions: tuple[str, ...]
     version: str
     started: str
@@ -111,7 +115,7 @@ class RunSummary:
         """A JSON-ready dict, without the folder."""
         here = ("out", "already_finished")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in here}
-        return {"schema": SCHEMA, **values, "keys": list(self.keys), "assumptions": list(self.assumptions)}
+        return {"schema": SCHEMA, **values, **{name: list(values[name]) for name in _TUPLES}}
 
     @classmethod
     def read(cls, out: Path | str) -> RunSummary:
@@ -130,7 +134,7 @@ class RunSummary:
         schema = values.pop("schema", None)
         if schema != SCHEMA:
             raise RunError(f"out: its summary has schema {schema!r}, not {SCHEMA!r}. Use the version that wrote it.")
-        tuples = {name: tuple(values[name]) for name in ("keys", "assumptions")}
+        tuples = {name: tuple(values.get(name, ())) for name in _TUPLES}
         return cls(**values | tuples, out=Path(out))
 
 
