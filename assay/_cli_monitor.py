@@ -1,6 +1,7 @@
 """`assay monitor`: watch the detector scores of one source; an alarm when they leave their intervals too often.
 
-Results go to stdout, as JSON when it is not a terminal or with --json; messages go to stderr.
+Results go to stdout, as JSON when it is not a terminal or with --json; messages go to stderr. With --state a call takes
+in new scores only and goes on from the one before.
 Exit codes: 0 no alarm, 1 refused or failed, 2 usage, 4 alarm.
 """
 
@@ -12,16 +13,20 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from assay._cli_output import AsJson, refusals, say, wants_json, write_json
 
+if TYPE_CHECKING:
+    from assay.conformal.monitor import MonitorResult
+
 ALARM = 4
 
 
 def monitor(
+    context: typer.Context,
     path: Annotated[
         str,
         typer.Argument(
@@ -31,8 +36,27 @@ def monitor(
     ],
     *,
     reference: Annotated[
-        int, typer.Option(min=1, metavar="N", help="The first N scores are from a time when all was in order.")
-    ],
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="The first N scores are from a time when all was in order; needed to begin.",
+            show_default=False,
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the watch here; later calls bring new scores only. Made on first use."),
+    ] = None,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="With --state: which watched score PATH begins with, from 1. Refused unless it is the next.",
+            show_default=False,
+        ),
+    ] = None,
     column: Annotated[
         str, typer.Option(metavar="NAME", help="Column or field with the scores, such as statistic.")
     ] = "score",
@@ -53,19 +77,31 @@ def monitor(
     """Watch a source's detector scores; raise an alarm with a bounded chance of a false one."""
     with refusals():
         scores = list(_read(path, column))
-        from assay.conformal.monitor import monitor_scores
+        settings: dict[str, Any] = {
+            "alpha": alpha,
+            "false_alarm": false_alarm,
+            "max_miss_rate": max_miss_rate,
+            "direction": direction,
+            "lags": lags,
+            "window": window,
+        }
+        if state is None:
+            if reference is None:
+                raise ValueError("--reference is needed: how many of the first scores are in order.")
+            if first is not None:
+                raise ValueError("--first goes with --state: without it every call begins anew.")
+            from assay.conformal.monitor import monitor_scores
 
-        result = monitor_scores(
-            scores,
-            reference=reference,
-            alpha=alpha,
-            false_alarm=false_alarm,
-            max_miss_rate=max_miss_rate,
-            direction=direction,  # type: ignore[arg-type]  # checked there, with a message of its own
-            lags=lags,
-            window=window,
-            random_state=seed,
-        )
+            result = monitor_scores(scores, reference=reference, **settings, random_state=seed)
+            watched = f"{reference} reference scores, {len(result.scores)} watched"
+            more: dict[str, Any] = {}
+        else:
+            given = {name for name in (*settings, "reference", "seed") if _was_given(context, name)}
+            result, total, before = _go_on(state, scores, reference, seed, settings, given, first)
+            watched = f"{len(result.scores)} scores, {total} watched so far"
+            if before:
+                watched += "; the alarm was raised before them"
+            more = {"n_watched": total, "alarmed_before": before}
         if plot is not None:
             import numpy as np
 
@@ -78,11 +114,64 @@ def monitor(
             plot.write_text(picture, encoding="utf-8")
             say(f"picture: {plot}")
     if wants_json(as_json):
-        write_json(result.to_dict())
+        write_json(result.to_dict() | more)
     else:
         typer.echo(result.sentence())
-        typer.echo(f"{reference} reference scores, {len(result.scores)} watched; e-value {_e(result.log_evalue[-1])}.")
+        typer.echo(f"{watched}; e-value {_e(result.log_evalue[-1])}.")
     raise typer.Exit(0 if result.alarm is None else ALARM)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _go_on(
+    path: Path,
+    scores: list[float],
+    reference: int | None,
+    seed: int,
+    settings: dict[str, Any],
+    given: set[str],
+    first: int | None,
+) -> tuple[MonitorResult, int, bool]:
+    """The result for these scores, how many were watched so far, and whether the alarm stood before them."""
+    from assay._errors import StateError
+    from assay.conformal.checkpoint import Checkpoint
+    from assay.conformal.monitor import ScoreMonitor
+
+    if path.exists():
+        with Checkpoint.resume(path) as kept:
+            watch = kept.process
+            if not isinstance(watch, ScoreMonitor):
+                raise StateError(f"{path} keeps a {type(watch).__name__}, not the watch of this command.")
+            began = watch.get_params() | {"reference": len(watch.reference)}
+            for name in sorted(given - {"seed"}):
+                now = reference if name == "reference" else settings[name]
+                if now != began[name]:
+                    option = "--" + name.replace("_", "-")
+                    raise ValueError(
+                        f"{option} was {began[name]} when this watch began, and stays so; got {now}. Leave it out."
+                    )
+            if "seed" in given:
+                raise ValueError("--seed is for the call that begins a watch. Leave it out.")
+            before = watch.alarmed
+            result: MonitorResult = kept.update(scores, number=first)
+            return result, kept.n_steps, before
+    if reference is None:
+        raise ValueError(f"--reference is needed to begin a watch: there is nothing at {path} yet.")
+    if len(scores) <= reference:
+        raise ValueError(
+            f"the first call needs the reference and at least one score more, got {len(scores)} scores and --reference "
+            f"{reference}."
+        )
+    if first not in (None, 1):
+        raise ValueError(f"--first must be 1 where a watch begins, got {first}.")
+    fresh = ScoreMonitor(**settings, random_state=seed).fit(scores[:reference])
+    # Before the file is made, so that a call that breaks off has begun nothing.
+    result = fresh.update(scores[reference:])
+    with Checkpoint.start(path, fresh, n_steps=len(result.scores)) as kept:
+        return result, kept.n_steps, False
 
 
 def _e(log_evalue: float) -> str:

@@ -35,5 +35,9 @@ class CalibrationError(AssayError, ValueError):
     """A calibration file that cannot be read, or a scorer that is not the calibrated one."""
 
 
+class StateError(AssayError, ValueError):
+    """A checkpoint of an online object that is damaged, held by another process, or not at the step that was named."""
+
+
 class MissingDependencyError(AssayError, ImportError):
     """An optional dependency that the call needs and that is not installed."""

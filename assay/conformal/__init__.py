@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 _HOME = {
     "ACI": "aci",
     "Calibration": "calibration",
+    "Checkpoint": "checkpoint",
     "ConformalPID": "pid",
     "ConformalPValues": "p_values",
     "DriftGuard": "drift",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers and the reference, which do not run __get
     from assay.conformal.aci import ACI as ACI
     from assay.conformal.aci import DtACI as DtACI
     from assay.conformal.calibration import Calibration as Calibration
+    from assay.conformal.checkpoint import Checkpoint as Checkpoint
     from assay.conformal.conditional import false_positive_bound as false_positive_bound
     from assay.conformal.drift import DriftGuard as DriftGuard
     from assay.conformal.enbpi import EnbPI as EnbPI

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from assay.conformal.checkpoint import generator_from, generator_state
 
 # Stakes of a bet 1 + stake (p - 1/2), and how often the bettor changes between them: slow ones for lasting drift.
 _STAKES = np.array([-1.8, -1.0, 0.0, 1.0, 1.8])
@@ -54,6 +57,9 @@ class DriftGuard:
     Every text joins the ranks of those after it: p-values against a calibration set that stays as it is would not be
     independent, and their bets no martingale. A slow drift is therefore partly learned; compare with fresh calibration
     texts at times. O(log n) to rank and O(n) to insert.
+
+    A guard that begins anew after a restart has lost its evidence, and over all beginnings the chance of a false alarm
+    is no longer bounded by `level`: keep it in a `Checkpoint`.
     """
 
     def __init__(self, calibration: npt.ArrayLike, *, level: float = 0.01, rng: np.random.Generator) -> None:
@@ -110,6 +116,27 @@ class DriftGuard:
         self.log_evidence = max(self.log_evidence, self.log_wealth)
         if self.alarm_at is None and self.log_evidence >= -math.log(self.level):
             self.alarm_at = self.n_seen
+
+    def state(self) -> dict[str, Any]:
+        """All that later texts depend on, ready for JSON: for `Checkpoint`."""
+        return {
+            "level": self.level,
+            "n_seen": self.n_seen,
+            "log_evidence": self.log_evidence,
+            "alarm_at": self.alarm_at,
+            "scores": self._sorted,
+            "log_parts": self._log_parts.tolist(),
+            "rng": generator_state(self._rng),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> DriftGuard:
+        """The guard that `state` described; its ties go on being broken by the same generator."""
+        guard = cls(state["scores"], level=state["level"], rng=generator_from(state["rng"]))
+        guard.n_seen, guard.alarm_at = state["n_seen"], state["alarm_at"]
+        guard.log_evidence = state["log_evidence"]
+        guard._log_parts = np.array(state["log_parts"])
+        return guard
 
     def _rank(self, score: float) -> float:
         """The smoothed rank among all texts before, itself included, in (0, 1]; then it joins them."""

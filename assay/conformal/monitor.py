@@ -8,6 +8,7 @@ Source: Ville (1939); Ramdas et al. (2023), Statistical Science 38(4), arXiv:221
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from assay.conformal._arrays import Bools, Floats
+from assay.conformal.checkpoint import generator_from, generator_state
 
 Direction = Literal["both", "above", "below"]
 _LARGEST = 1e100
@@ -47,6 +49,7 @@ class MissMartingale:
             raise ValueError(f"rate must be in (0, 1), got {rate!r}.")
         if isinstance(n_alternatives, bool) or not isinstance(n_alternatives, int) or n_alternatives < 1:
             raise ValueError(f"n_alternatives must be a whole number of at least 1, got {n_alternatives!r}.")
+        self._rate = float(rate)
         q = rate + (1 - rate) * np.arange(1, n_alternatives + 1) / (n_alternatives + 1)
         self._log_hit, self._log_miss = np.log1p(-q) - math.log1p(-rate), np.log(q) - math.log(rate)
         self._log_started = np.full(n_alternatives, -np.inf)
@@ -63,6 +66,26 @@ class MissMartingale:
         mean = float(np.logaddexp.reduce(self._log_started)) - math.log(len(self._log_started))
         self.log_evalue = float(np.logaddexp(mean, -math.log(t + 1)))
         return self.log_evalue
+
+    def state(self) -> dict[str, Any]:
+        """All that later steps depend on, ready for JSON: for `Checkpoint`."""
+        return {
+            "rate": self._rate,
+            "n_alternatives": len(self._log_started),
+            "n_steps": self.n_steps,
+            "log_evalue": self.log_evalue,
+            # Before the first step these are logarithms of 0, which JSON does not know.
+            "log_started": self._log_started.tolist() if self.n_steps else None,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> MissMartingale:
+        """The martingale that `state` described."""
+        martingale = cls(state["rate"], state["n_alternatives"])
+        martingale.n_steps, martingale.log_evalue = state["n_steps"], state["log_evalue"]
+        if martingale.n_steps:
+            martingale._log_started = np.array(state["log_started"])
+        return martingale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -205,6 +228,17 @@ class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is unty
         return _Watch(self.alpha, level, self.false_alarm, rate, self.direction, self.lags)
 
     @property
+    def alarmed(self) -> bool:
+        """Whether the alarm has been raised since `fit`."""
+        return bool(getattr(self, "_alarmed", False))
+
+    @property
+    def reference(self) -> Floats:
+        """The scores that `fit` was given."""
+        self._check_fitted()
+        return self._reference
+
+    @property
     def n_reference(self) -> int:
         """Fewest scores that `fit` accepts: fewer would leave the intervals infinite, and the monitor blind."""
         from assay.conformal._sequence import attainable
@@ -219,6 +253,7 @@ class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is unty
         ValueError
             On NaN, wrong shape, or fewer scores than `n_reference`.
         """
+        from assay.conformal._sequence import generator
         from assay.conformal.spci import SPCI
 
         watch = self._check()
@@ -228,6 +263,9 @@ class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is unty
                 f"the reference must have at least {self.n_reference} scores for these lags, window and alpha, got "
                 f"{len(values)}. Give more, or a smaller window."
             )
+        rng = generator(self.random_state)
+        # A copy from before the draws: with it the same model can be learnt again.
+        at_fit = copy.deepcopy(rng)
         model = SPCI(
             window=self.window,
             alpha=watch.level,
@@ -237,9 +275,10 @@ class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is unty
             # Grown once, on the reference. A forest that goes on learning takes the change for the new normal within
             # alpha n steps, before the evidence can reach the threshold.
             refit_every=sys.maxsize,
-            random_state=self.random_state,
+            random_state=rng,
         )
         self._model = model.fit(_rows(values, watch.lags), values[watch.lags :])
+        self._reference, self._fitted_with, self._rng_at_fit = values, self.get_params(), at_fit
         self._watch = watch
         self._last = values[-watch.lags :]
         self._martingale = MissMartingale(watch.max_miss_rate)
@@ -252,8 +291,7 @@ class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is unty
         `alarm` of the result is the first of these scores at which the e-value stood at 1 / false_alarm or had reached
         it before: an alarm once raised stays.
         """
-        if not hasattr(self, "_martingale"):
-            raise ValueError("fit comes before update: no reference scores were given yet.")
+        self._check_fitted()
         values = _check_scores(scores)
         if len(values) == 0:
             raise ValueError("scores must hold at least one score, got none.")
@@ -281,6 +319,38 @@ class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is unty
             max_miss_rate=watch.max_miss_rate,
             alpha=watch.alpha,
         )
+
+    def state(self) -> dict[str, Any]:
+        """All that later scores depend on, ready for JSON: for `Checkpoint`.
+
+        The model is not in it: it is learnt again from the reference with the same draws.
+        """
+        self._check_fitted()
+        settings = {name: value for name, value in self._fitted_with.items() if name != "random_state"}
+        return {
+            "settings": settings,
+            "rng": generator_state(self._rng_at_fit),
+            "reference": self._reference.tolist(),
+            "residuals": self._model._residuals[0].tolist(),
+            "last": self._last.tolist(),
+            "martingale": self._martingale.state(),
+            "alarmed": self._alarmed,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ScoreMonitor:
+        """The monitor that `state` described."""
+        monitor = cls(**state["settings"], random_state=generator_from(state["rng"]))
+        monitor.fit(state["reference"])
+        monitor._model._residuals = np.array([state["residuals"]])
+        monitor._last = np.array(state["last"])
+        monitor._martingale = MissMartingale.from_state(state["martingale"])
+        monitor._alarmed = state["alarmed"]
+        return monitor
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_martingale"):
+            raise ValueError("fit comes before update: no reference scores were given yet.")
 
 
 def _rows(values: Floats, lags: int) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,17 @@ def _power_spending(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(t < 1.0, 0.0, _POWER_SCALE * np.maximum(t, 1.0) ** -1.6)
 
 
+class _FromState:
+    """State is the fields."""
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The stream that `state` described."""
+        return cls(**state)
+
+
 @dataclass(kw_only=True)
-class Lord:
+class Lord(_FromState):
     """LORD++: online false discovery rate control by p-values.
 
     Guarantee: at every time the false discovery rate of the stream so far is at most `fdr`, for p-values that are
@@ -81,12 +90,12 @@ class Lord:
         return rejected
 
     def state(self) -> dict[str, Any]:
-        """A JSON-ready dict; `Lord(**state)` goes on from it."""
+        """A JSON-ready dict; `from_state` goes on from it, and `Checkpoint` keeps it in a file."""
         return {"fdr": self.fdr, "n_tested": self.n_tested, "discoveries": list(self.discoveries)}
 
 
 @dataclass(kw_only=True)
-class Saffron:
+class Saffron(_FromState):
     """SAFFRON: as `Lord`, adaptive to the share of true nulls; more discoveries where many documents are marked.
 
     Guarantee: as `Lord`'s.
@@ -135,14 +144,14 @@ class Saffron:
         return rejected
 
     def state(self) -> dict[str, Any]:
-        """A JSON-ready dict; `Saffron(**state)` goes on from it."""
+        """As `Lord.state`."""
         kept = {"fdr": self.fdr, "cut": self.cut, "n_tested": self.n_tested, "n_candidates": self.n_candidates}
         lists = {"discoveries": self.discoveries, "candidates_at_discovery": self.candidates_at_discovery}
         return kept | {name: list(values) for name, values in lists.items()}
 
 
 @dataclass(kw_only=True)
-class ELond:
+class ELond(_FromState):
     """e-LOND: online false discovery rate control by e-values, whatever their dependence.
 
     Guarantee: at every time the false discovery rate of the stream so far is at most `fdr`, for e-values with mean at
@@ -185,7 +194,7 @@ class ELond:
         return rejected
 
     def state(self) -> dict[str, Any]:
-        """A JSON-ready dict; `ELond(**state)` goes on from it."""
+        """As `Lord.state`."""
         return {"fdr": self.fdr, "n_tested": self.n_tested, "n_discoveries": self.n_discoveries}
 
 
