@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -49,36 +50,34 @@ def serve(
     """Serve keys, detection, jobs and completions over HTTP; end with SIGTERM or Ctrl-C."""
     with refusals():
         _needs_service()
-        from assay.service.app import open_state
+        from assay.service.server import listen, run
         from assay.service.settings import Settings
-        from assay.service.supervise import SUPERVISOR, Workers
+        from assay.service.state import open_state
+        from assay.service.supervise import Command, Processes
 
         settings = Settings.from_environment(
             data=data.absolute(), database_url=database_url, model=model, job_workers=job_workers
         )
-        environment = _environment(settings) | {SUPERVISOR: str(os.getpid())}
+        listener = listen(host, port)
+        environment = _environment(settings)
         os.environ.update(environment)
         # Opened once before any process starts: migrations run, the master key is made, mistakes show here.
         state = open_state(settings)
         _first_key(state, settings.data)
         state.engine.dispose()
+    say(f"listening at {host} port {listener.getsockname()[1]}; end with Ctrl-C.")
     # uvicorn ends in good order and then sends itself the signal again; without a handler, the workers would be left.
     signal.signal(signal.SIGTERM, _end)
-    os.environ.update(environment)  # again: the master key was removed when it was read
-    with Workers(job_workers, environment):
-        import uvicorn
-
-        uvicorn.run(
-            "assay.service.app:create_app" if processes == 1 else "assay.service.supervise:create_app",
-            factory=True,
-            host=host,
-            port=port,
-            workers=processes,
-            server_header=False,
-            date_header=False,
-            access_log=False,
-            timeout_graceful_shutdown=30,
-        )
+    workers = [Command("assay.service.worker")] * job_workers
+    if processes == 1:
+        os.environ.update(environment)  # again: the master key was removed when it was read
+        with Processes(workers, environment):
+            run(listener)
+        return
+    servers = [Command("assay.service.server", (listener.fileno(),))] * processes
+    with Processes([*servers, *workers], environment), listener, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            signal.pause()
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -98,9 +97,9 @@ def new(
     """Make an API key; it is shown this once."""
     with refusals():
         _needs_service()
-        from assay.service.app import open_database
         from assay.service.auth import create_api_key
         from assay.service.settings import Settings
+        from assay.service.state import open_database
 
         _, sessions = open_database(Settings.from_environment(data=data, database_url=database_url))
         id, token = create_api_key(sessions, tenant, scope, name=name)
@@ -122,9 +121,9 @@ def revoke(
     with refusals():
         _needs_service()
         from assay._errors import UnknownKeyError
-        from assay.service.app import open_database
         from assay.service.auth import revoke_api_key
         from assay.service.settings import Settings
+        from assay.service.state import open_database
 
         _, sessions = open_database(Settings.from_environment(data=data, database_url=database_url))
         if not revoke_api_key(sessions, tenant, id):

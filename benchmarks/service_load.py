@@ -23,9 +23,9 @@ from pathlib import Path
 import httpx
 
 from assay.detection.text import load_tokenizer
-from assay.service.app import open_database
 from assay.service.auth import create_api_key
 from assay.service.settings import Settings
+from assay.service.state import open_database
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS, TEXTS = 500, 64

@@ -10,8 +10,8 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from assay.service.app import State
 from assay.service.auth import Caller, Scope
+from assay.service.state import State
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: assay_<id>_<secret>.")
 

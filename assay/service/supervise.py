@@ -1,6 +1,7 @@
-"""The processes of a service: job workers are started with it, replaced when they die, and stopped with it.
+"""The processes of a service: started together, replaced when they die, stopped together.
 
 None outlives the process that started it, even if that is killed: an orphan would hold the port against a new start.
+Each has the end of a pipe whose other end its parent alone holds, and which the kernel closes with the parent.
 """
 
 from __future__ import annotations
@@ -12,63 +13,83 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from assay.service.worker import PARENT
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-SUPERVISOR: Final = "ASSAY_SERVER_PARENT"
-"""The process id of `assay serve`, for the server processes that it starts."""
+PARENT: Final = "ASSAY_PARENT_PIPE"
+"""The number of a process's end of the pipe, in its environment."""
 
 _LOOK: Final = 0.5
-_PAUSE: Final = 5.0  # seconds between two starts of one worker, so that a broken installation does not spin
-_PATIENCE: Final = 20.0  # seconds for a worker to end when asked
+_PAUSE: Final = 5.0  # seconds between two starts of one process, so that a broken installation does not spin
+_PATIENCE: Final = 40.0  # seconds to end when asked: a server answers what is open, for 30 at most
 
 
-def create_app() -> FastAPI:
-    """The application in one of several server processes: the process ends in good order when `assay serve` is gone."""
-    from assay.service import app
-
-    made = app.create_app()
-    supervisor = int(os.environ[SUPERVISOR])
-
-    def watch() -> None:
-        while os.getppid() == supervisor:
-            time.sleep(_LOOK)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="assay-supervisor", daemon=True).start()
-    return made
-
-
-class Workers:
-    """A context in which `count` worker processes live.
+def end_with_parent(after: Callable[[], object] | None = None) -> None:
+    """From now on this process gets SIGTERM when the one that started it is gone; nothing happens without `PARENT`.
 
     Parameters
     ----------
-    count
-        How many.
+    after
+        Called from a thread after that, if the process is still there.
+    """
+    number = os.environ.pop(PARENT, None)
+    if number is None:  # started by hand
+        return
+    pipe = int(number)
+    os.set_inheritable(pipe, False)
+
+    def watch() -> None:
+        os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+        if after is not None:
+            after()
+
+    threading.Thread(target=watch, name="assay-parent", daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a process runs.
+
+    Attributes
+    ----------
+    module
+        Run as `python -m`; it calls `end_with_parent`.
+    descriptors
+        Those that it inherits; it is told their numbers as arguments.
+    """
+
+    module: str
+    descriptors: tuple[int, ...] = ()
+
+
+class Processes:
+    """A context in which processes live.
+
+    Parameters
+    ----------
+    commands
+        One for each.
     environment
         Theirs: settings and master key.
     """
 
-    def __init__(self, count: int, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment) | {PARENT: str(os.getpid())}
-        self._count = count
+    def __init__(self, commands: Sequence[Command], environment: Mapping[str, str]) -> None:
+        self._commands = commands
+        self._their_end, self._our_end = os.pipe()
+        self._environment = dict(environment) | {PARENT: str(self._their_end)}
         self._stop = threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._watch = threading.Thread(target=self._replace, name="assay-workers", daemon=True)
+        self._watch = threading.Thread(target=self._replace, name="assay-processes", daemon=True)
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers that live."""
+        """Process ids of those that live."""
         return [process.pid for process in self._processes if process.poll() is None]
 
-    def __enter__(self) -> Workers:
-        self._processes = [self._start() for _ in range(self._count)]
+    def __enter__(self) -> Processes:
+        self._processes = [self._start(command) for command in self._commands]
         self._watch.start()
         return self
 
@@ -84,13 +105,17 @@ class Workers:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        os.close(self._our_end)
+        os.close(self._their_end)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "assay.service.worker"], env=self._environment)
+    def _start(self, command: Command) -> subprocess.Popen[bytes]:
+        whole = [sys.executable, "-m", command.module, *map(str, command.descriptors)]
+        inherited = (*command.descriptors, self._their_end)
+        return subprocess.Popen(whole, env=self._environment, pass_fds=inherited)  # noqa: S603  # modules of ours
 
     def _replace(self) -> None:
-        started = [time.monotonic()] * self._count
+        started = [time.monotonic()] * len(self._commands)
         while not self._stop.wait(_LOOK):
             for i, process in enumerate(self._processes):
                 if process.poll() is not None and time.monotonic() - started[i] > _PAUSE:
-                    self._processes[i], started[i] = self._start(), time.monotonic()
+                    self._processes[i], started[i] = self._start(self._commands[i]), time.monotonic()

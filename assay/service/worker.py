@@ -21,18 +21,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from assay._errors import AssayError, RunError
 from assay.service import jobs
-from assay.service.app import State, open_state
 from assay.service.database import Job
 from assay.service.settings import Settings
+from assay.service.state import State, open_state
+from assay.service.supervise import end_with_parent
 
 _LOG = logging.getLogger("assay.service.worker")
 _POLL = 0.5
 _IN_USE = "another process is writing"  # in the message of a run whose ledger is locked
-PARENT = "ASSAY_WORKER_PARENT"
-"""The process id of the server that started a worker: the worker ends when it does."""
 
 
-def work(state: State, *, once: bool = False, stop: threading.Event | None = None, parent: int | None = None) -> int:
+def work(state: State, *, once: bool = False, stop: threading.Event | None = None) -> int:
     """Take jobs until told to stop; with `once` until none waits.
 
     Parameters
@@ -43,8 +42,6 @@ def work(state: State, *, once: bool = False, stop: threading.Event | None = Non
         Return when no job waits.
     stop
         Return when it is set; a job that runs is put back into the queue.
-    parent
-        Return when this process has another parent: the server that started it is dead.
 
     Returns
     -------
@@ -53,7 +50,7 @@ def work(state: State, *, once: bool = False, stop: threading.Event | None = Non
     owner = f"{os.getpid()}-{secrets.token_hex(4)}"
     stop = stop or threading.Event()
     taken = 0
-    while not stop.is_set() and (parent is None or os.getppid() == parent):
+    while not stop.is_set():
         job = jobs.claim(state.sessions, owner, state.settings.lease_seconds)
         if job is None:
             if once:
@@ -62,7 +59,7 @@ def work(state: State, *, once: bool = False, stop: threading.Event | None = Non
             continue
         taken += 1
         _LOG.info("job %s, attempt %d", job.id, job.attempts)
-        lease = _Lease(state, job, owner, parent)
+        lease = _Lease(state, job, owner)
         try:
             _run(state, job, owner, lease)
         except KeyboardInterrupt:
@@ -128,9 +125,8 @@ def _test(state: State, job: Job) -> dict[str, Any]:
 class _Lease:
     """Renews a job's lease from a thread, and interrupts the main thread when it is lost."""
 
-    def __init__(self, state: State, job: Job, owner: str, parent: int | None = None) -> None:
+    def __init__(self, state: State, job: Job, owner: str) -> None:
         self.lost = False
-        self._parent = parent
         self._state = state
         self._job = job
         self._owner = owner
@@ -163,9 +159,8 @@ class _Lease:
         begun, until = self._job.progress.get("documents", 0), time.monotonic() + seconds
         while not self._done.wait(min(seconds / 3, 2.0)):
             progress = self.progress()
-            orphaned = self._parent is not None and os.getppid() != self._parent
             try:
-                mine = not orphaned and jobs.keep(self._state.sessions, self._job.id, self._owner, seconds, progress)
+                mine = jobs.keep(self._state.sessions, self._job.id, self._owner, seconds, progress)
                 if mine and progress["documents"] > begun:
                     begun = progress["documents"]
                     jobs.advanced(self._state.sessions, self._job.id, self._owner)
@@ -193,11 +188,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, asked)
     # A shell that starts the service in the background ignores SIGINT, which a lost lease needs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    parent = os.environ.pop(PARENT, None)
+    end_with_parent()
     with contextlib.suppress(KeyboardInterrupt):
         state = open_state(Settings.from_environment())
         jobs.sweep(state.sessions, state.settings.data)
-        work(state, stop=stop, parent=None if parent is None else int(parent))
+        work(state, stop=stop)
 
 
 if __name__ == "__main__":

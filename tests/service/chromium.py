@@ -19,7 +19,12 @@ _OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0 --window-size=1100,800"
 )
+PATIENCE_S = 600.0  # a full machine may be slow; what never comes is still an error
 _KEYS = {"Tab": 9, "Enter": 13, "Space": 32}
+
+
+class RefusedError(Exception):
+    """A command that the browser did not carry out."""
 
 
 class Chromium:
@@ -38,8 +43,8 @@ class Chromium:
         command = [CHROMIUM, *_OPTIONS.split(), f"--user-data-dir={profile}", "about:blank"]
         self._open = contextlib.ExitStack()
         self._browser = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self._open.callback(self._browser.communicate, timeout=20)
-        self._open.callback(self._browser.terminate)
+        self._open.callback(self._browser.communicate)
+        self._open.callback(self._browser.kill)  # nothing of it is kept
         with contextlib.ExitStack() as undo:
             undo.push(self._open)
             self._start(scripts)
@@ -48,15 +53,18 @@ class Chromium:
     def _start(self, scripts: bool) -> None:
         assert self._browser.stderr is not None
         line = next(one for one in self._browser.stderr if one.startswith("DevTools listening on"))
-        self._socket = self._open.enter_context(connect(line.split()[-1], max_size=2**27))
+        self._socket = self._open.enter_context(
+            connect(line.split()[-1], max_size=2**27, open_timeout=PATIENCE_S, ping_interval=None)
+        )
         self._number = 0
         self._session: str | None = None
         self.log: list[str] = []
-        pages = self.send("Target.getTargets")["targetInfos"]
-        target = next(one["targetId"] for one in pages if one["type"] == "page")
+        # A page of our own: that of the command line may come later than the answer to a question for it.
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Accessibility", "DOM"):
             self.send(f"{domain}.enable")
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
 
     def __enter__(self) -> Chromium:
@@ -71,13 +79,14 @@ class Chromium:
         message = {"id": self._number, "method": method, "params": parameters}
         self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
         while True:
-            answer = json.loads(self._socket.recv(timeout=60))
+            answer = json.loads(self._socket.recv(timeout=PATIENCE_S))
             logged = answer.get("method") in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
             # What is "verbose" is advice to the page's author.
             if logged and answer["params"].get("entry", {}).get("level") != "verbose":
                 self.log.append(json.dumps(answer["params"]))
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer
+                if "error" in answer:
+                    raise RefusedError(answer["error"])
                 return dict(answer["result"])
 
     def open(self, url: str) -> None:
@@ -86,14 +95,24 @@ class Chromium:
         self.wait(url)
 
     def wait(self, title_or_url: str) -> None:
-        """Until the page is there: its title or address holds this, and it has been loaded."""
-        until = time.monotonic() + 60
+        """Until the page is there: its title or address holds this, it has been loaded, and it has been drawn.
+
+        Keys that come before a page has been drawn are lost, and what is to have the focus at first gets it then.
+        """
+        there = f"[document.title, location.href].join(' ').includes({json.dumps(title_or_url)})"
+        self.until(f"document.readyState === 'complete' && {there}")
+        self.send("Page.captureScreenshot")
+
+    def until(self, expression: str) -> None:
+        """Until an expression is true; what is asked while one page takes the place of another is asked again."""
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
-            seen = self.value("[document.title, location.href, document.readyState].join(' ')")
-            if title_or_url in seen and seen.endswith("complete"):
-                return
+            with contextlib.suppress(RefusedError):
+                if self.value(expression):
+                    return
             time.sleep(0.05)
-        raise AssertionError(f"{title_or_url!r} did not come; the browser shows {seen!r}")
+        shown = self.value("[document.title, location.href, document.readyState].join(' ')")
+        raise AssertionError(f"{expression!r} did not come true; the browser shows {shown!r}")
 
     def value(self, expression: str) -> Any:
         """What an expression gives: the tester looks from outside, also where pages may run nothing."""

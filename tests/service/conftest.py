@@ -147,8 +147,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts `assay serve` over one data folder, as often as asked; all of it ends with the test."""
     started: list[Server] = []
 
-    def begin(*options: str, **environment: str) -> Server:
-        started.append(Server(tmp_path / "data", *options, environment=environment))
+    def begin(*options: str, port: int | None = None, **environment: str) -> Server:
+        started.append(Server(tmp_path / "data", *options, port=port, environment=environment))
         return started[-1]
 
     yield begin

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 
@@ -20,12 +21,12 @@ LIMIT_S = 120.0
 class Server:
     """A started `assay serve`."""
 
-    def __init__(self, data: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, data: Path, *options: str, port: int | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         self.data = data
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.log = data.parent / f"log-{self.port}"
+        self.port = free_port() if port is None else port
+        self.log = data.parent / f"log-{self.port}-{uuid4().hex[:6]}"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "assay", "serve", "--data", str(data), "--port", str(self.port), *options],
@@ -40,7 +41,10 @@ class Server:
         self.client.headers["authorization"] = f"Bearer {token}"
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
+        log = self.log.read_text()
+        assert self.process.poll() is None, log
+        if "listening at" not in log:  # what answers at its port is an older one
+            return False
         try:
             return self.client.get("/readyz").status_code == 200
         except httpx.TransportError:
@@ -80,9 +84,20 @@ class Server:
         return self.process.wait(timeout=LIMIT_S)
 
 
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def gone(pid: int) -> bool:
-    """Whether a process has ended."""
+    """Whether a process has ended.
+
+    A killed one is a zombie as soon as its first thread has died; until the last has, its sockets are open.
+    """
     try:
-        return "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] and threads == 1
     except OSError:
         return True

@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from assay.detection.text import load_tokenizer
-from assay.service.app import State
 from assay.service.auth import Caller, create_api_key
 from assay.service.settings import Settings
+from assay.service.state import State
 from assay.watermark.gumbel import unmarked_key
 from assay.watermark.keys import SecretKey, use_key
 from assay.watermark.schemes import sampler_of

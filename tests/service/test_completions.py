@@ -17,10 +17,11 @@ from fastapi import FastAPI
 from assay.detection.text import load_tokenizer
 from assay.models import load_tokenizer_for_generation
 from assay.service import audit
-from assay.service.app import State, create_app
+from assay.service.app import create_app
 from assay.service.auth import create_api_key
 from assay.service.generation import BusyError, Generator, Sampling, UnavailableError, _Written
 from assay.service.settings import Settings
+from assay.service.state import State
 from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keys import SecretKey
 from assay.watermark.signing import Ed25519Config

@@ -13,9 +13,10 @@ from fastapi.testclient import TestClient
 from service_app import Service
 
 from assay._errors import KeyringError
-from assay.service.app import create_app, open_state
+from assay.service.app import create_app
 from assay.service.envelope import ENVIRONMENT, LocalMasterKey, MasterKey
 from assay.service.settings import Settings
+from assay.service.state import open_state
 from assay.service.worker import work
 
 

@@ -628,10 +628,7 @@ def test_by_keyboard_in_a_real_browser(service: Service, address: str, tmp_path:
         before = browser.value("document.querySelectorAll('tbody tr').length")
         assert browser.tab_to("button Start the job") == ["input id_column", "button Start the job"]
         browser.press("Enter")
-        deadline = time.monotonic() + 60
-        while browser.value("document.querySelectorAll('tbody tr').length") != before + 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        browser.until(f"document.querySelectorAll('tbody tr').length === {before + 1}")
         browser.wait("Jobs")
         assert not [one for one in browser.spoken() if one[0] in ("button", "link", "textbox") and not one[1]]
         browser.tab_to("button Log out")

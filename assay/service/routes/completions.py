@@ -23,11 +23,11 @@ from assay._errors import AssayError, RevokedKeyError, UnknownKeyError
 from assay.detection.text import check_text
 from assay.service import audit
 from assay.service.access import Embeds, Shared
-from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.bodies import described, json_body
 from assay.service.errors import Problem
 from assay.service.generation import BusyError, Completion, Generator, Sampling, UnavailableError
+from assay.service.state import State
 from assay.watermark.keys import SecretKey
 
 

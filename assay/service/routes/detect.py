@@ -21,11 +21,11 @@ from assay.detection.text import check_text
 from assay.service import metrics
 from assay.service.access import Detects, Shared
 from assay.service.accounts import Charge
-from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.bodies import described, json_body
 from assay.service.errors import responses
 from assay.service.limits import rounded
+from assay.service.state import State
 from assay.watermark.keys import SecretKey
 
 router = APIRouter(prefix="/v1/detect", tags=["detect"], responses=responses(404))

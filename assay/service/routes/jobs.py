@@ -23,12 +23,12 @@ from starlette.requests import ClientDisconnect
 from assay.service import audit, jobs
 from assay.service.access import Detects, Shared
 from assay.service.accounts import Charge
-from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.database import Job
 from assay.service.errors import responses
 from assay.service.limits import STRONGEST, rounded
 from assay.service.routes.detect import KeyIds, _keys
+from assay.service.state import State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(404, 409))
 

@@ -22,7 +22,6 @@ from assay.detection.text import check_text, decode_text
 from assay.service import audit, jobs, reports
 from assay.service.access import Shared
 from assay.service.accounts import Charge
-from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.pages import sessions, verdict
 from assay.service.pages.render import page, style
@@ -32,6 +31,7 @@ from assay.service.routes import jobs as job_routes
 from assay.service.routes import reports as report_routes
 from assay.service.routes.jobs import JobId
 from assay.service.routes.reports import NewReport, ReportId
+from assay.service.state import State
 
 SESSION, VISITOR = "assay_session", "assay_visitor"
 _FIELD = re.compile(r"[^\x00-\x1f]{0,64}")

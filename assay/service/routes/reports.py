@@ -17,11 +17,11 @@ from assay.detection.text import check_text
 from assay.report.signature import SIGNATURE_JSON
 from assay.service import audit, jobs, reports
 from assay.service.access import Detects, KeepsKeys, Shared
-from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.bodies import described, json_body
 from assay.service.database import StoredReport
 from assay.service.errors import responses
+from assay.service.state import State
 from assay.watermark.keys import SecretKey
 
 router = APIRouter(prefix="/v1/reports", tags=["reports"], responses=responses(404, 409))

@@ -13,10 +13,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from assay.privacy.errors import BudgetError
 from assay.service import audit
 from assay.service.access import Administers, Shared
-from assay.service.app import State
 from assay.service.auth import Caller
 from assay.service.bodies import described, json_body
 from assay.service.errors import responses
+from assay.service.state import State
 from assay.service.telemetry import ConflictError, Standing, Telemetry
 
 router = APIRouter(prefix="/v1/telemetry", tags=["telemetry"], responses=responses(409))
