@@ -19,6 +19,7 @@ import numpy as np
 from assay.privacy.kde.blocks import Arrays, Block, Law, block
 from assay.privacy.kde.frame import Floats
 from assay.privacy.kde.l2 import directions
+from assay.privacy.kde.projection_numba import project
 
 _BITS = 24
 _CHUNK = 2**22  # features in memory at once
@@ -96,6 +97,11 @@ class FourierFeatures:
         return n / math.sqrt(2 * self.pairs) + 2 * n * 2.0**-_BITS
 
     def _features(self, points: Floats) -> Floats:
-        angles = points @ (directions(self.dims, self.pairs, self.seed) / self.bandwidth)
-        found: Floats = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        """Cosines and sines, (n, 2 pairs); those of a record depend on nothing but the record."""
+        frequencies = np.ascontiguousarray(directions(self.dims, self.pairs, self.seed) / self.bandwidth)
+        found = np.empty((len(points), 2 * self.pairs))
+        for angles, row in zip(project(np.ascontiguousarray(points), frequencies), found, strict=True):
+            # Row by row: in a long vector an angle's neighbours may decide how its cosine is rounded.
+            np.cos(angles, out=row[: self.pairs])
+            np.sin(angles, out=row[self.pairs :])
         return found

@@ -19,6 +19,7 @@ from assay.privacy.accounting import Adjacency, Unit
 from assay.privacy.kde.blocks import Arrays, Block
 from assay.privacy.kde.frame import Clamping, Floats, Frame, as_points
 from assay.privacy.kde.l1 import choose_law, deep_enough, error_of, spread_error
+from assay.privacy.kde.projection_numba import project
 from assay.privacy.kde.release import Plan, Release, check_count, check_size, plan_of
 from assay.privacy.kde.trees import CentredTree
 from assay.privacy.noise import Real
@@ -127,7 +128,7 @@ class L2KDE(Release):
         outside = lengths > self.radius
         records[outside] *= (self.radius / lengths[outside])[:, None]
         cells, clamping = self._lines_frame(plan.design.dims).cells(
-            records @ self._directions(plan.design.dims), plan.design.bits
+            project(np.ascontiguousarray(records), self._directions(plan.design.dims)), plan.design.bits
         )
         return plan.design.sums(cells), Clamping(clamping.values, int(outside.sum()))
 
@@ -165,6 +166,6 @@ def _weighted_error(tree: CentredTree, blocks: tuple[Block, ...], frame: Frame, 
 def directions(dims: int, count: int, seed: int) -> Floats:
     """Standard normal columns, shape (dims, count), the same for a seed in every version of numpy."""
     # RandomState's streams are frozen by numpy's policy; those of Generator may change, and saved files need them.
-    found: Floats = np.random.RandomState(seed).standard_normal((count, dims)).T
+    found: Floats = np.ascontiguousarray(np.random.RandomState(seed).standard_normal((count, dims)).T)
     found.flags.writeable = False  # shared between calls
     return found

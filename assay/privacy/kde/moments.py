@@ -87,7 +87,8 @@ class EvenMoments:
             # Products of numbers of at most 1 are at most 1 after rounding too, and so are the integers at most _ONE.
             value = value * place
             moments[:, k - 1] = np.rint(value * _ONE).astype(np.int64).sum(axis=0)
-        highest = np.minimum((value * place) @ weights, 1.0)
+        # By a sum along each row, not by a matrix product, whose rounding of a row depends on the others.
+        highest = np.minimum((value * place * weights).sum(axis=1), 1.0)
         total = np.rint(highest * _ONE).astype(np.int64).sum()
         return {
             "count": np.array([[len(cells)]], dtype=np.int64),

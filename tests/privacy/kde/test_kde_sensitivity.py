@@ -6,6 +6,7 @@ of the mechanism itself, whatever it declares. Each mutant is a known way to get
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from kde_cases import MAKERS, make
 
 from assay.privacy.kde import frame as frame_module
-from assay.privacy.kde import l1, l2, lp
+from assay.privacy.kde import l1, l2, lp, moments
 from assay.privacy.kde.blocks import Block, Terms, loss_between
 from assay.privacy.kde.cells import GaussCells
 from assay.privacy.kde.fourier import FourierFeatures
@@ -315,3 +316,55 @@ def test_terms_say_what_a_replacement_costs() -> None:
     assert one.cost.unit == "author"
     other = Terms.make("gaussian", Fraction(1, 3), adjacency="add-remove", unit="event")
     assert other.for_one_record(4) == Fraction(1, 3)
+
+
+# --- a record's integers are its own ----------------------------------------------------------------------------------
+
+
+def alone_and_together(value_of: Any, points: np.ndarray) -> bool:
+    """Whether every record has the same bits whatever stands beside it."""
+    whole = value_of(points)
+    return all(
+        np.array_equal(value_of(points[:n]), whole[:n]) and np.array_equal(value_of(points[n:]), whole[n:])
+        for n in (1, 2, 3, 5, 8, 17, 31)
+    )
+
+
+@pytest.mark.parametrize("kind", ["features", "l2", "moments"])
+def test_what_a_record_adds_does_not_depend_on_the_others(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, for where a last bit decides a rounding, one record more would move the integers of others."""
+    rng = np.random.default_rng(20261121)
+    points = rng.normal(size=(33, 12))
+    if kind == "features":
+        assert alone_and_together(FourierFeatures(dims=12, pairs=96, bandwidth=0.5, seed=1)._features, points)
+    elif kind == "l2":
+        kde = l2.L2KDE(radius=3.0, dims=12, n=33, rho=1, adjacency="add-remove", unit="document", projections=16)
+        seen: list[np.ndarray] = []
+        cells = Frame.cells
+
+        def spy(self: Frame, projected: np.ndarray, bits: int) -> Any:
+            seen.append(projected.copy())
+            return cells(self, projected, bits)
+
+        monkeypatch.setattr(Frame, "cells", spy)
+        plan = kde.plan()
+        assert alone_and_together(lambda part: (kde._integers(plan, part), seen[-1])[1], points)
+    else:
+        design = EvenMoments(power=2, halves=tuple(rng.random(12).tolist()))
+        grid = rng.integers(0, 2**24, size=(33, 12))
+        # Integers fine enough to show the last bit of a sum.
+        monkeypatch.setattr(moments, "_ONE", 2**52)
+        each = [int(design.sums(row[None])["top"][0, 0]) for row in grid]
+        for n in (1, 2, 3, 5, 8, 17, 31, 33):
+            assert int(design.sums(grid[:n])["top"][0, 0]) == sum(each[:n])
+
+
+def test_a_matrix_product_is_not_enough() -> None:
+    """The near-miss: rows of a library's product depend on the rows beside them, on this machine for some shape."""
+    rng = np.random.default_rng(20261121)
+    found = False
+    for dims, width in itertools.product((8, 12, 64), (1, 16, 64)):
+        points, matrix = rng.normal(size=(33, dims)), rng.normal(size=(dims, width))
+        found |= not alone_and_together(matrix.__rmatmul__, points)
+    if not found:
+        pytest.skip("this machine's matrix product treats all rows alike")
