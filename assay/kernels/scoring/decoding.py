@@ -55,13 +55,16 @@ class Decoding:
         return self.top_k is not None or (self.top_p is not None and self.top_p < 1) or bool(self.min_p)
 
 
-def warp(logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+def warp(logits: torch.Tensor, decoding: Decoding, targets: torch.Tensor | None = None) -> torch.Tensor:
     """Logits after the decoding rule; removed candidates are -inf.
 
     Parameters
     ----------
     logits
         Floating, shape (n, V).
+    targets
+        int64, shape (n,): the one candidate of each row whose fate matters. Where others tie at the edge of top-p, as
+        many of them stay as should, whichever they are: on a CPU that spares torch's slow sort. None: all matter.
 
     Returns
     -------
@@ -74,8 +77,6 @@ def warp(logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     """
     import torch
 
-    # Ties at the edge of top-p, which only torch's slow sort resolves, are everywhere where logits were rounded.
-    coarse = logits.dtype != torch.float32
     logits = logits.float()
     if decoding.temperature != 1.0:
         logits = logits / decoding.temperature
@@ -83,12 +84,13 @@ def warp(logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
         kth = torch.topk(logits, min(decoding.top_k, logits.shape[-1]))[0][..., -1, None]
         logits = logits.masked_fill(logits < kth, -math.inf)
     if decoding.top_p is not None and decoding.top_p < 1:
-        if coarse or logits.device.type != "cpu":
+        if logits.device.type != "cpu":
             logits = exact_nucleus(logits, decoding.top_p)
         else:
-            found, unsure = nucleus(logits, decoding.top_p)
-            if unsure.any():
-                found[unsure] = exact_nucleus(logits[unsure], decoding.top_p)
+            found, edge = nucleus(logits, decoding.top_p)
+            asked = ~edge.isnan() if targets is None else logits.gather(1, targets[:, None])[:, 0] == edge
+            if asked.any():
+                found[asked] = exact_nucleus(logits[asked], decoding.top_p)
             logits = found
     if decoding.min_p:
         probs = torch.softmax(logits, dim=-1)
@@ -109,7 +111,7 @@ def exact_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def nucleus(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `exact_nucleus` by a faster sort, on a CPU, and which rows have a tie where only torch's sort says who stays.
+    """As `exact_nucleus` by a faster sort, on a CPU, where ties go in ascending order of ids.
 
     Parameters
     ----------
@@ -120,22 +122,23 @@ def nucleus(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Ten
     -------
     logits
         float32, shape (n, V), a fresh tensor.
-    unsure
-        bool, shape (n,): the smallest logit that stays equals the largest that goes.
+    edge
+        float32, shape (n,): the logit of which some candidates stay and some go, as only torch's sort says; NaN where
+        there is none.
     """
     import torch
 
     from assay.kernels.scoring.ascending import order
 
-    out, unsure = torch.empty_like(logits), torch.empty(len(logits), dtype=torch.bool)
+    out, edge = torch.empty_like(logits), torch.empty(len(logits))
     for rows in _pieces(logits):
         places = torch.from_numpy(order(logits[rows].contiguous().numpy()))
         ascending = logits[rows].gather(-1, places)
         out[rows], removed = _mask_lowest(logits[rows], ascending, places, top_p)
         count = removed.sum(dim=-1, keepdim=True)  # at most V - 1
-        edge = ascending.gather(-1, count) == ascending.gather(-1, (count - 1).clamp_min(0))
-        unsure[rows] = (edge & (count > 0))[:, 0]
-    return out, unsure
+        lowest, highest = ascending.gather(-1, count), ascending.gather(-1, (count - 1).clamp_min(0))
+        edge[rows] = torch.where((lowest == highest) & (count > 0), lowest, torch.nan)[:, 0]
+    return out, edge
 
 
 def _pieces(logits: torch.Tensor) -> list[slice]:

@@ -111,8 +111,8 @@ def score_tokens(
     targets
         Integers, shape (n,), in [0, V).
     decoding, tilts, backend
-        As in `score_logits`. With numba a rule with top-k keeps the few logits of each row that can survive; other
-        truncating rules need whole rows, 12 MiB at a time.
+        As in `score_logits`. With numba a rule with top-k, or with min-p alone, keeps the few logits of each row that
+        can survive; top-p alone needs whole rows, 12 MiB at a time.
     other
         The second model's hidden states, shape (n, D2), and head over the same vocabulary.
     logits_dtype
@@ -163,10 +163,8 @@ def _way(hidden: torch.Tensor, head: Head, law: _Law, logits_dtype: torch.dtype,
     way, vocabulary = _backend(law.backend, hidden), len(head.weight)
     if way != "triton" and not law.rule.truncates:
         return _ROWS, _blockwise
-    if way == "numba" and alone and law.rule.top_k is not None:
-        rows = survivors.rows_at_once(law.rule.top_k, vocabulary, _ROWS)
-        if rows:
-            return rows, _collected
+    if way == "numba" and alone and (rows := survivors.rows_at_once(law.rule, vocabulary, _ROWS)):
+        return rows, _collected
     size = logits_dtype.itemsize if logits_dtype == head.weight.dtype else 4
     return max(LEAST, (_WHOLE_GPU if hidden.is_cuda else _WHOLE) // (vocabulary * size)), _held
 
@@ -181,16 +179,17 @@ def _held(
 def _collected(
     first: Projection, second: Projection | None, targets: torch.Tensor, law: _Law, numbers: Numbers
 ) -> TokenStatistics:
-    """The survivors of top-k collected in one pass over the vocabulary, then a few whole rows at a time."""
+    """The survivors collected in one pass over the vocabulary, then a few whole rows at a time."""
     rule, vocabulary = law.rule, len(first.head.weight)
     out = statistics.empty(first.rows, law.grid)
-    held = survivors.collect(first, rule.top_k or vocabulary, rule.temperature)
+    targets = targets.to(torch.int64)
+    held = survivors.collect(first, rule)
     enough, more = np.flatnonzero(held.counts >= 0), np.flatnonzero(held.counts < 0)
     step = max(1, _WARPED // vocabulary)
     memory = torch.empty((min(step, len(enough)), vocabulary))
     for start in range(0, len(enough), step):
         index = enough[start : start + step]
-        whole = survivors.whole_rows(held.rows(index), rule, memory[: len(index)])
+        whole = survivors.whole_rows(held.rows(index), rule, targets[index], memory[: len(index)])
         statistics.fill(out, index, _whole_rows(whole, None, targets[index], law, numbers[index]))
     step = max(LEAST, _WHOLE // (4 * vocabulary))
     for start in range(0, len(more), step):
@@ -211,11 +210,13 @@ def _in_memory(
             logits, targets, law.grid, other, temperature=law.rule.temperature, numbers=numbers
         )
     out = statistics.empty(len(logits), law.grid, cross=other is not None)
+    targets = targets.to(logits.device, torch.int64)
     size = _WARPED_GPU if logits.is_cuda else _WARPED if law.rule.truncates else 4 * _WARPED
     step = max(1, size // logits.shape[1])
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
-        whole = warp(logits[rows], law.rule)
+        # Which of two tied candidates stays is seen by the target and by another model's law only.
+        whole = warp(logits[rows], law.rule, targets[rows] if other is None else None)
         beside = None if other is None else other[rows].float()
         statistics.fill(out, rows, _whole_rows(whole, beside, targets[rows], law, numbers[rows]))
     return out
@@ -263,7 +264,6 @@ def _whole_rows(
         from assay.kernels.scoring import triton_statistics
 
         return triton_statistics.row_statistics(logits, targets, law.grid, other, numbers=numbers)
-    targets = targets.to(logits.device, torch.int64)
     chosen = logits.gather(1, targets[:, None])[:, 0]
     sums = running.start(targets.cpu().numpy(), chosen.cpu().numpy(), law.grid)
     add = _adder(law.backend, logits)
