@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,5 +48,11 @@ def demo(
     console.print(table)
     strongest = min(result.findings, key=lambda finding: finding.with_model.log_pvalue)
     console.print(f"[bold]{strongest.exhibit.doc_id}:[/bold] {strongest.with_model.sentence()}")
-    console.print(f"Report: {result.page}  (signed; check it with: assay verify {result.page.parent})")
+    console.print(f"Report: {result.page}  (signed; check it with: {_command()} verify {result.page.parent})")
     console.print(f"{result.seconds:.0f} seconds.")
+
+
+def _command() -> str:
+    """How this command was called, where a shell would not find it by its name."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "assay" and shutil.which("assay") is None else "assay"

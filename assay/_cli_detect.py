@@ -27,7 +27,7 @@ def detect(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Without --out: one text file, or - for stdin. With it: files, folders, patterns "
             "(.txt, .jsonl, .ndjson, each also .gz or .zst, and .parquet), URIs such as s3://bucket/folder.",
         ),
@@ -120,6 +120,10 @@ def detect(
         raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
     elif out is not None and (model is not None or prompt is not None):
         raise typer.BadParameter("--model and --prompt-file are for one text; a corpus is tested by its tokens alone.")
+    if calibration is None and model is None and temperature != 1.0:
+        raise typer.BadParameter("--temperature is for --model, whose probabilities it belongs to.")
+    if out is not None and "-" in paths:
+        raise typer.BadParameter("- is one text; a corpus (--out) is read from files. A file named - is ./-")
     if address is not None and engine != "ray":
         raise typer.BadParameter("--address is for --engine ray.")
     if out is None and (engine != "local" or copy_to is not None):
@@ -236,7 +240,8 @@ def _detect_one(
 
 def _show_result(result: TestResult, *, as_json: bool) -> None:
     if wants_json(as_json):
-        write_json(result.to_dict())
+        # Beside what is kept exactly: the number and the sentence to quote.
+        write_json(result.to_dict() | {"pvalue": result.pvalue, "sentence": result.sentence()})
         return
     typer.echo(result.sentence())
     typer.echo(repr(result))

@@ -32,7 +32,7 @@ GroupColumn = Annotated[
 
 def calibrate(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="HUMAN texts: files, folders, patterns, as for `detect`.")
+        list[str], typer.Argument(metavar="PATH", help="HUMAN texts: files, folders, patterns, as for `detect`.")
     ],
     *,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Write the calibration here.")],

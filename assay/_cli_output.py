@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,10 +24,17 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (AssayError, OSError) as error:
-        say(f"error: {error}")
+        say(f"error: {_words(error)}")
         raise typer.Exit(1) from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _words(error: Exception) -> str:
+    """An error in words; those of the system without their numbers."""
+    if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 @contextlib.contextmanager

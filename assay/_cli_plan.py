@@ -32,7 +32,7 @@ def plan(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Files of prompts, or - for stdin: .txt with a prompt per line, .jsonl with one per row.",
         ),
     ],

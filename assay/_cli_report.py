@@ -15,6 +15,7 @@ import typer
 
 from assay._cli_keyring import DEFAULT_KEYRING, KeyringPath, PassphraseFile, open_keyring
 from assay._cli_output import AsJson, refusals, say, wants_json, write_json
+from assay._errors import AssayError
 
 if TYPE_CHECKING:
     from assay.report import Verification
@@ -61,6 +62,9 @@ def report(
     epsilon: Annotated[
         float | None, typer.Option(help="With --private: what this publication costs.", show_default=False)
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put an unsigned report in the place of a signed one.")
+    ] = False,
     keyring: KeyringPath = DEFAULT_KEYRING,
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
@@ -76,6 +80,8 @@ def report(
     from assay.report import Report
 
     with refusals():
+        if sign_with is None and not force:
+            _keep_signature(out)
         excerpts = excerpts if RunSummary.read(run_dir).keys else 0
         opened = _keyring(keyring, passphrase_file, excerpts=excerpts, sign_with=sign_with)
         signer = None if sign_with is None or opened is None else opened[sign_with]
@@ -120,6 +126,17 @@ def verify(
     else:
         typer.echo(_words(finding))
     raise typer.Exit(0 if finding.valid else 1)
+
+
+def _keep_signature(out: Path) -> None:
+    """Refuse to put an unsigned report in the place of a signed one: its signature would be gone."""
+    from assay.report.signature import SIGNATURE_JSON
+
+    if (out / SIGNATURE_JSON).exists():
+        raise AssayError(
+            f"{out} holds a signed report, whose signature an unsigned one would remove. Sign the new one with "
+            "--sign-with, choose another --out, or give --force."
+        )
 
 
 def _publish(run_dir: Path, out: Path, ledger: Path, epsilon: float, *, as_json: bool) -> None:

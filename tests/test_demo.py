@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from assay import demo
+from assay import _cli_demo, demo
 from assay.cli import app
 from assay.report import verify
 
@@ -27,6 +29,14 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> No
     assert done.exit_code == 1
     assert "File exists" in done.stderr
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_command_that_checks_the_report_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["env/bin/assay", "demo"])
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert _cli_demo._command() == "env/bin/assay"
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert _cli_demo._command() == "assay"
 
 
 def test_marked_texts_are_found(tour: demo.Tour) -> None:

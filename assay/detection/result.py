@@ -133,17 +133,17 @@ class TestResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TestResult:
-        """The result that `to_dict` wrote.
+        """The result that `to_dict` wrote; other entries, such as the sentence that `assay detect` adds, are left out.
 
         Raises
         ------
         ValueError
             If the schema is not one this version reads.
         """
-        values = dict(data)
-        schema = values.pop("schema", None)
+        schema = data.get("schema")
         if schema != SCHEMA:
             raise ValueError(f"schema must be {SCHEMA!r}, got {schema!r}. Read it with the version that wrote it.")
+        values = {field.name: data[field.name] for field in fields(cls)}
         for name in ("statistic", "log_pvalue", "log_evalue"):
             values[name] = float(values[name])
         values["assumptions"] = tuple(values["assumptions"])

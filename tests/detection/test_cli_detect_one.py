@@ -49,6 +49,33 @@ def test_stdin(command: Callable[..., object], human_text: str) -> None:
     assert json.loads(done.stdout)["n_tokens"] > 500
 
 
+def test_json_names_the_pvalue_and_says_the_sentence(
+    command: Callable[..., object], tmp_path: Path, human_text: str, make_key: Callable[..., SecretKey]
+) -> None:
+    (tmp_path / "a.txt").write_text(human_text[:2000], encoding="utf-8")
+    shown = json.loads(command(str(tmp_path / "a.txt"), "--json").stdout)
+    expected = assay.detect(human_text[:2000], make_key(0))
+    assert shown["pvalue"] == pytest.approx(expected.pvalue)
+    assert shown["sentence"] == expected.sentence()
+    assert assay.TestResult.from_dict(shown).log_pvalue == shown["log_pvalue"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("missing.txt",), 1, "error: missing.txt: No such file or directory"),
+        (("x.txt", "--temperature", "0.7"), 2, "--temperature is for --model"),
+        (("-", "--out", "run"), 2, "- is one text"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    command: Callable[..., object], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = command(*arguments)
+    assert done.exit_code == code
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_a_packed_text(command: Callable[..., object], tmp_path: Path, human_text: str) -> None:
     path, packed = tmp_path / "a.txt", tmp_path / "a.txt.gz"
     path.write_text(human_text[:2000], encoding="utf-8")

@@ -112,6 +112,12 @@ def test_an_empty_folder_is_an_error_that_says_what_was_looked_for() -> None:
         find_inputs(["empty"])
 
 
+@pytest.mark.usefixtures("tree")
+def test_results_in_the_only_input_folder_are_named() -> None:
+    with pytest.raises(RunError, match=r"\.parquet; 2 in the folder of the results, 'c/d', are no inputs\."):
+        find_inputs(["c/d"], exclude=Path("c/d"))
+
+
 def test_a_changed_file_is_noticed(tree: Path) -> None:
     (file,) = find_inputs(["single.txt"])
     check_unchanged(file)

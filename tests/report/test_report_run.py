@@ -276,6 +276,21 @@ def test_command_without_keyring_makes_an_unsigned_report_without_text(inside: P
     assert "the report is not signed" in stdout
 
 
+def test_an_unsigned_report_takes_no_signed_ones_place(inside: Path, keyring: Path, tmp_path: Path) -> None:
+    signed = ("report", "run", "--out", tmp_path / "r", "--keyring", keyring, "--sign-with", "office")
+    unsigned = signed[:-2]
+    assert assay_command(*signed)[0] == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "r").iterdir()}
+    code, _, stderr = assay_command(*unsigned)
+    assert code == 1
+    assert "holds a signed report" in stderr
+    assert {file.name: file.read_bytes() for file in (tmp_path / "r").iterdir()} == before
+    assert assay_command(*signed)[0] == 0
+    assert assay_command("verify", tmp_path / "r")[0] == 0
+    assert assay_command(*unsigned, "--force")[0] == 0
+    assert assay_command("verify", tmp_path / "r")[0] == 1
+
+
 def test_command_refusals_have_their_exit_codes(inside: Path, keyring: Path, tmp_path: Path) -> None:
     ring = ("--keyring", keyring)
     out = ("--out", tmp_path / "r")

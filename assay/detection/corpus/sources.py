@@ -94,6 +94,7 @@ def find_inputs(
     given = [os.fspath(path) for path in paths]
     shut_out = None if exclude is None else exclude.resolve()
     found: dict[Path | str, InputFile] = {}
+    own = 0
     left_out: dict[Path | str, None] = {}
     for argument in given:
         if is_uri(argument):
@@ -106,6 +107,7 @@ def find_inputs(
         for path in _expand(argument):
             resolved = path.resolve()
             if shut_out is not None and resolved.is_relative_to(shut_out):
+                own += 1
                 continue
             if format_of(path) is None:
                 left_out[resolved] = None
@@ -114,7 +116,8 @@ def find_inputs(
     if not found:
         raise RunError(
             f"paths must name at least one document, found none in {', '.join(map(repr, given)) or 'an empty list'}"
-            f"{f' among {len(left_out)} files' if left_out else ''}. Looked for files that end in {_ACCEPTED}."
+            f"{f' among {len(left_out)} files' if left_out else ''}. Looked for files that end in {_ACCEPTED}"
+            f"{f'; {own} in the folder of the results, {str(exclude)!r}, are no inputs' if own else ''}."
         )
     for each in left_out:
         skipped(os.fspath(each))
