@@ -156,7 +156,9 @@ def exact_loss(
 
     Guarantee: with `delta` 0, the largest |log P/Q| over outcomes that no cut draw could have led to. With `delta`
     above 0, the smallest epsilon for which sum max(0, P - e^epsilon Q), both ways, is at most `delta` on those
-    outcomes: a lower bound, short by at most the mass beyond `reach`.
+    outcomes: a lower bound, short by at most the mass beyond `reach`. Condition: an outcome of a draw beyond `reach` is
+    an outcome of a draw at the edge too, or of none within, as where data and noise are added, rounded, clamped or
+    compared. Where draws come round again (a remainder), what is found is off by about the mass beyond `reach`.
 
     Parameters
     ----------

@@ -213,7 +213,7 @@ class OpenDPNoise:
 
     def laplace(self, scale: Fraction, size: Shape) -> Integers:
         """See `NoiseSource.laplace`."""
-        return _opendp_draw("laplace", _float_above(_checked_scale(scale)), size)
+        return _opendp_draw("laplace", float_above(_checked_scale(scale)), size)
 
     def gaussian(self, variance: Fraction, size: Shape) -> Integers:
         """See `NoiseSource.gaussian`."""
@@ -393,7 +393,8 @@ def _dyadic_above(value: Fraction, bits: int) -> Fraction:
     return math.ceil(value / grid) * grid
 
 
-def _float_above(value: Fraction) -> float:
+def float_above(value: Fraction) -> float:
+    """The smallest double that is at least `value`."""
     near = float(value)
     return near if Fraction(near) >= value else math.nextafter(near, math.inf)
 

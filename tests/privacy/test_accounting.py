@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 
 from assay._errors import MissingDependencyError
 from assay.privacy import accounting as acc
@@ -78,6 +79,67 @@ def test_conversions_at_the_reference_point() -> None:
     with mpmath.workdps(40):
         log = mpmath.log(mpmath.mpf(10) ** 6)
         assert float((mpmath.sqrt(log + 1) - mpmath.sqrt(log)) ** 2) == pytest.approx(float(acc.rho_for(1, 1e-6)))
+
+
+def tails(variance: mpmath.mpf, epsilon: float, shift: int, *, integers: bool) -> mpmath.mpf:
+    """P(Y > t - s/2) - e^epsilon P(Y > t + s/2) to many digits; on the integers by the Euler-Maclaurin formula."""
+    centre = mpmath.mpf(epsilon) * variance / shift
+
+    def above(place: mpmath.mpf) -> mpmath.mpf:
+        if not integers:
+            return mpmath.erfc(place / mpmath.sqrt(2 * variance)) / 2
+        first = mpmath.floor(place) + 1
+        height = mpmath.exp(-(first**2) / (2 * variance)) / mpmath.sqrt(2 * mpmath.pi * variance)
+        slope = -first / variance * height
+        third = (3 * first / variance**2 - first**3 / variance**3) * height
+        return mpmath.erfc(first / mpmath.sqrt(2 * variance)) / 2 + height / 2 - slope / 12 + third / 720
+
+    return above(centre - mpmath.mpf(shift) / 2) - mpmath.exp(epsilon) * above(centre + mpmath.mpf(shift) / 2)
+
+
+@pytest.mark.parametrize(
+    ("variance", "epsilon", "shift"),
+    [(1e10 + 1, 1e-4, 1), (1e11, 1e-5, 1), (1e13, 1.0, 10**6), (1e24, 1e-12, 1), (1e28, 1e-13, 1), (1e12, 0.0, 3)],
+)
+def test_delta_of_a_wide_gaussian_is_never_below_the_sum(variance: float, epsilon: float, shift: int) -> None:
+    """Near-misses: the continuous law's delta lies below the sum; two normal tails in doubles lose all digits."""
+    with mpmath.workdps(60):
+        exact = tails(mpmath.mpf(variance), epsilon, shift, integers=True)
+        continuous = tails(mpmath.mpf(variance), epsilon, shift, integers=False)
+        found = acc.delta_of_gaussian(Fraction(variance), epsilon, sensitivity=shift)
+        assert exact <= found <= exact * (1 + 2e-6)
+        assert abs(continuous / exact - 1) < 1e-6
+    if variance < 2e10:
+        assert continuous < exact * (1 - mpmath.mpf("1e-10"))
+    if variance > 1e27:
+        ratio, t = shift / math.sqrt(variance), epsilon * math.sqrt(variance) / shift
+        assert abs((ndtr(ratio / 2 - t) - math.exp(epsilon) * ndtr(-ratio / 2 - t)) / float(exact) - 1) > 0.5
+
+
+def test_conversions_round_to_the_safe_side() -> None:
+    """Against 50 digits; the near-miss, the inverse in doubles rounded to the nearest, lands on either side."""
+    over = 0
+    with mpmath.workdps(50):
+        for epsilon in np.linspace(0.05, 5, 60).tolist():
+            for delta in (1e-5, 1e-9):
+                log = -mpmath.log(mpmath.mpf(delta))
+                exact = (mpmath.sqrt(log + epsilon) - mpmath.sqrt(log)) ** 2
+                rho = acc.rho_for(epsilon, delta)
+                assert mpmath.mpf(rho.numerator) / rho.denominator <= exact
+                nearest = (epsilon / (math.sqrt(epsilon - math.log(delta)) + math.sqrt(-math.log(delta)))) ** 2
+                over += mpmath.mpf(nearest) > exact
+                value = mpmath.mpf(rho.numerator) / rho.denominator
+                assert mpmath.mpf(acc.epsilon_of_rho(rho, delta)) >= value + 2 * mpmath.sqrt(value * log)
+    assert over > 10
+
+
+def test_conversions_at_the_ends_of_the_range() -> None:
+    assert acc.delta_of_rho(1e12, 0.0) == 1.0  # its logarithm is beyond every double
+    assert acc.delta_of_rho(Fraction(1, 10**400), 1.0) == 0.0
+    assert 0 < acc.epsilon_of_rho(Fraction(1, 10**400), 1e-6, sharp=True) < 1e-150
+    assert acc.epsilon_of_rho(Fraction(1, 10**400), 1e-6) > 0  # a subnormal spend is a spend
+    with pytest.raises(ValueError, match="epsilon must be at least"):
+        acc.rho_for(1e-300, 1e-6)
 
 
 @settings(max_examples=40, deadline=None)
