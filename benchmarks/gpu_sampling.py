@@ -42,10 +42,10 @@ def repeated(call: Callable[[], object]) -> Callable[[], None]:
 
 def table(rows: int, vocabulary: int, kept: int | None, bandwidth: float, rounds: int) -> None:
     """Time of every way on one shape; with `kept`, on logits of which top-k left so many."""
-    from assay.kernels import triton_sampling
+    from assay.kernels import triton_chacha, triton_sampling
 
     contexts = np.random.default_rng(rows).integers(0, vocabulary, (rows, 4)).astype(np.uint32)
-    keys = triton_sampling.subkeys(KEY, contexts, "cuda")
+    keys = triton_chacha.subkeys(KEY, contexts, "cuda")
     logits = torch.randn(rows, vocabulary, device="cuda")
     if kept is not None:
         logits = logits.masked_fill(logits < logits.topk(kept).values[:, -1:], -torch.inf)

@@ -28,6 +28,8 @@ ALLOWED = {
 }
 TORCH_ALLOWED = (
     "kernels/scoring/",
+    "kernels/torch_race.py",
+    "kernels/triton_chacha.py",
     "kernels/triton_sampling.py",
     "watermark/adapters/",
     "models/",

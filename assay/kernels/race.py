@@ -17,9 +17,6 @@ from assay.kernels.prf import expand, race_times
 
 LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
-UNMARKED = -2
-"""What `marked_winners` gives for a row whose next token must be drawn without the mark."""
-
 _TILE = 16 * LANES
 _SLOWEST = 16.64  # above every race time: r <= 1 - 2**-24
 _LOG2_SMALLEST_R = -33.0
@@ -101,12 +98,11 @@ def _race(key, row):
 
 @compiled()
 def _winners(keys, log_weights, out):
-    """Winners of the rows of `out` that are not UNMARKED already; returns how many rows cannot be drawn from."""
+    """Winners of all rows; returns how many cannot be drawn from."""
     unusable = 0
     for i in range(log_weights.shape[0]):
-        if out[i] != UNMARKED:
-            out[i] = _race(keys[i], log_weights[i])
-            unusable += out[i] < 0
+        out[i] = _race(keys[i], log_weights[i])
+        unusable += out[i] < 0
     return unusable
 
 
@@ -126,27 +122,26 @@ def _context_is_new(row, start, window):
 
 
 @compiled()
-def _marked_winners(ids, pad, window, prf_key, log_weights, out):
+def _marked_keys(ids, pad, window, prf_key, keys, marked):
     rows, n = ids.shape
     groups = np.full((rows, (window + 3) // 4, 4), PAD)
     for i in range(rows):
         start = 0
         while start < n and ids[i, start] == pad:
             start += 1
-        out[i] = 0 if _context_is_new(ids[i], start, window) else UNMARKED
-        if out[i] != UNMARKED:
+        marked[i] = _context_is_new(ids[i], start, window)
+        if marked[i]:
             for j in range(window):  # as `chacha.context_groups`: a short last group stands at its right end
                 g = j // 4
                 groups[i, g, 4 - min(4, window - 4 * g) + j % 4] = np.uint32(ids[i, n - window + j])
-    keys = np.empty((rows, 8), np.uint32)
     _subkeys(prf_key, groups, keys)
-    return _winners(keys, log_weights, out)
 
 
 def winners(keys: Words, log_weights: LogWeights) -> npt.NDArray[np.int64]:
     """Winner of one exponential race per row; ties go to the lowest id.
 
-    Guarantee: over uniform keys, id v wins with probability exp(log_weights[v]) / sum, up to 2**-32 per id: ids with
+    Guarantee: over uniform keys, id v wins with probability p = exp(log_weights[v]) / sum up to the rounding of race
+    times, and with no more than p (1 + 2**-31 (V + 2**14)) + 2**-33 (docs/explanation/tests-and-null-laws.md). Ids with
     less than 2**-37 of the largest probability never win, because race times are no finer than 2**-33.
 
     Parameters
@@ -173,46 +168,38 @@ def winners(keys: Words, log_weights: LogWeights) -> npt.NDArray[np.int64]:
     log_weights = _checked(log_weights, len(keys))
     out = np.zeros(len(log_weights), dtype=np.int64)
     if _winners(keys, log_weights, out):
-        raise _unusable_row(log_weights, out)
+        raise unusable_row(log_weights, out)
     return out
 
 
-def marked_winners(
-    ids: npt.NDArray[np.int64], pad: int, window: int, prf_key: Words, log_weights: LogWeights
-) -> npt.NDArray[np.int64]:
-    """Winner of each row's race, keyed by the row's last ids; UNMARKED where `gumbel.marked_context` gives None.
-
-    Contexts, subkeys and races in one compiled call: in a generation loop a call from Python costs more than the work.
+def marked_keys(
+    ids: npt.NDArray[np.int64], pad: int, window: int, prf_key: Words
+) -> tuple[Words, npt.NDArray[np.bool_]]:
+    """Subkey of each row's context, and whether the row is marked: where `gumbel.marked_context` gives one.
 
     Parameters
     ----------
     ids
-        int64, shape (n, t): token ids; a leading run of `pad` in a row is not part of it.
+        Integers, shape (n, t): token ids; a leading run of `pad` in a row is not part of it.
     pad
         The id that fills rows on the left; -1 for none.
     window
         Context width h, >= 1.
     prf_key
         uint32, shape (8,).
-    log_weights
-        As `winners`; rows that are UNMARKED are not looked at.
 
     Returns
     -------
-    int64, shape (n,).
-
-    Raises
-    ------
-    ValueError
-        As `winners`.
+    keys
+        uint32, shape (n, 8); of rows that are not marked, no subkey of any context.
+    marked
+        bool, shape (n,).
     """
-    log_weights = _checked(log_weights, len(ids))
     if ids.dtype != np.int64 or not ids.flags.c_contiguous:
         ids = np.ascontiguousarray(ids, dtype=np.int64)
-    out = np.empty(len(ids), dtype=np.int64)
-    if _marked_winners(ids, pad, window, prf_key, log_weights, out):
-        raise _unusable_row(log_weights, out)
-    return out
+    keys, marked = np.empty((len(ids), 8), np.uint32), np.empty(len(ids), np.bool_)
+    _marked_keys(ids, pad, window, prf_key, keys, marked)
+    return keys, marked
 
 
 @compiled()
@@ -246,7 +233,8 @@ def _checked(log_weights: LogWeights, rows: int) -> LogWeights:
     return log_weights if log_weights.flags.c_contiguous else log_weights.copy()
 
 
-def _unusable_row(log_weights: LogWeights, out: npt.NDArray[np.int64]) -> ValueError:
+def unusable_row(log_weights: LogWeights, out: npt.NDArray[np.int64]) -> ValueError:
+    """What is wrong with the first row whose winner is -1."""
     row = int(np.flatnonzero(out == -1)[0])
     peak = log_weights[row].max()
     what = "only -inf: no id is left to draw" if np.isneginf(peak) else f"{peak}"

@@ -12,7 +12,7 @@ from assay._compiled import compiled
 from assay.kernels import tilts
 from assay.kernels.chacha import Words
 from assay.kernels.chacha_numba import LANES, _keystream
-from assay.kernels.race import LogWeights, _checked, _context_is_new, _peak, _unusable_row
+from assay.kernels.race import LogWeights, _checked, _context_is_new, _peak, unusable_row
 
 SHORT, REPEATED, NEW = 0, 1, 2
 """Kinds of a context: too few tokens; followed by a token before in its history; neither."""
@@ -186,7 +186,7 @@ def green_winners(
     out = np.empty(len(log_weights), dtype=np.int64)
     member, anchor = np.uint32(streams[0]), np.uint32(streams[1])
     if _green(keys, anchors, marked, plain, log_weights, member, anchor, np.uint64(threshold), np.float64(boost), out):
-        raise _unusable_row(log_weights, out)
+        raise unusable_row(log_weights, out)
     return out
 
 
@@ -224,7 +224,7 @@ def tournament_winners(
     log_weights = _checked(log_weights, len(plain))
     out = np.empty(len(log_weights), dtype=np.int64)
     if _keyed(keys, marked, plain, log_weights, np.uint32(stream), layers, 0.0, out):
-        raise _unusable_row(log_weights, out)
+        raise unusable_row(log_weights, out)
     return out
 
 
@@ -262,5 +262,5 @@ def reweighted_winners(
     log_weights = _checked(log_weights, len(plain))
     out = np.empty(len(log_weights), dtype=np.int64)
     if _keyed(keys, marked, plain, log_weights, np.uint32(stream), 0, float(alpha), out):
-        raise _unusable_row(log_weights, out)
+        raise unusable_row(log_weights, out)
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -87,7 +87,10 @@ def token_ids(tokens: npt.ArrayLike) -> Words:
     ValueError
         If `tokens` is not one-dimensional, not of integers, or an id is outside [0, 4294967294].
     """
-    array = np.asarray(tokens)
+    try:
+        array = np.asarray(tokens)
+    except ValueError:
+        raise ValueError("tokens must be one-dimensional, got rows of different lengths.") from None
     if array.ndim != 1:
         raise ValueError(f"tokens must be one-dimensional, got shape {array.shape}. Test one document at a time.")
     if array.size == 0:
@@ -305,30 +308,51 @@ def next_tokens_padded(
     pad_token_id
         None where -1 pads, or nothing.
     """
-    from assay.kernels import race
-
-    pad = -1 if pad_token_id is None else pad_token_id
-    tokens = race.marked_winners(ids, pad, window, prf_key, log_weights)
-    plain = [row for row, token in enumerate(tokens.tolist()) if token == race.UNMARKED]
-    if plain:
-        contexts = np.stack([_whole_history(ids[row], pad) for row in plain])
-        tokens[plain] = race.winners(race.subkeys(unmarked, contexts), log_weights[plain])
-    return tokens
+    return RaceSampler(prf_key, window, unmarked)(ids, log_weights, pad_token_id)
 
 
-def sampler(prf_key: Words, config: GumbelConfig, unmarked: Words) -> Sampler:
-    """See `schemes.sampler_of`: `next_tokens_padded` with its keys."""
+@dataclass(frozen=True, eq=False)
+class RaceSampler:
+    """A `schemes.Sampler` whose tokens are winners of one keyed race per row.
 
-    def draw(
+    What keys a race depends on the history alone, so that the race may be run wherever the log-weights are.
+
+    Attributes
+    ----------
+    prf_key, window, unmarked
+        As in `next_tokens`; the keys are in no representation.
+    """
+
+    prf_key: Words = field(repr=False)
+    window: int
+    unmarked: Words = field(repr=False)
+
+    def race_keys(self, ids: npt.NDArray[np.int64], pad_token_id: int | None) -> Words:
+        """uint32, shape (rows, 8): the subkey of each row's race, from its context or, unmarked, its whole history."""
+        from assay.kernels import race
+
+        pad = -1 if pad_token_id is None else pad_token_id
+        keys, marked = race.marked_keys(ids, pad, self.window, self.prf_key)
+        if not marked.all():
+            plain = np.flatnonzero(~marked)
+            keys[plain] = race.subkeys(self.unmarked, np.stack([_whole_history(ids[row], pad) for row in plain]))
+        return keys
+
+    def __call__(
+        self,
         ids: npt.NDArray[np.int64],
         log_weights: npt.NDArray[np.float32] | npt.NDArray[np.float64],
         pad_token_id: int | None,
     ) -> npt.NDArray[np.int64]:
-        return next_tokens_padded(
-            ids, log_weights, pad_token_id=pad_token_id, prf_key=prf_key, window=config.window, unmarked=unmarked
-        )
+        """The next token of each row; see `schemes.Sampler`."""
+        from assay.kernels import race
 
-    return draw
+        return race.winners(self.race_keys(ids, pad_token_id), log_weights)
+
+
+def sampler(prf_key: Words, config: GumbelConfig, unmarked: Words) -> Sampler:
+    """See `schemes.sampler_of`."""
+    return RaceSampler(prf_key, config.window, unmarked)
 
 
 def _whole_history(row: npt.NDArray[np.int64], pad: int) -> Words:

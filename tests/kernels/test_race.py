@@ -139,35 +139,22 @@ def test_shapes_and_types_are_checked() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(1, 6), st.integers(0, 3))
-def test_marked_winners_follow_the_plain_rule(history: list[int], window: int, padding: int) -> None:
-    log_weights = np.random.default_rng(0).normal(0, 1, (1, 300))
+def test_marked_keys_follow_the_plain_rule(history: list[int], window: int, padding: int) -> None:
     ids = np.array([[-1] * padding + history], dtype=np.int64)
-    got = race.marked_winners(ids, -1, window, KEY, log_weights)[0]
+    keys, marked = race.marked_keys(ids, -1, window, KEY)
     context = marked_context(history, window)
-    if context is None:
-        assert got == race.UNMARKED
-    else:
-        assert got == race.winners_reference(KEY, context[None], log_weights)[0]
+    assert marked[0] == (context is not None)
+    if context is not None:
+        np.testing.assert_array_equal(keys, race.subkeys(KEY, context[None]))
 
 
-def test_marked_winners_take_ids_of_any_type_and_layout() -> None:
-    rng = np.random.default_rng(1)
-    ids = rng.integers(0, 1000, (5, 12))
-    log_weights = rng.normal(0, 1, (5, 400)).astype(np.float32)
-    expected = race.marked_winners(ids, -1, 4, KEY, log_weights)
-    np.testing.assert_array_equal(expected, race.winners_reference(KEY, ids[:, -4:].astype(np.uint32), log_weights))
+def test_marked_keys_take_ids_of_any_type_and_layout() -> None:
+    ids = np.random.default_rng(1).integers(0, 1000, (5, 12))
+    expected, marked = race.marked_keys(ids, -1, 4, KEY)
+    assert marked.all()
+    np.testing.assert_array_equal(expected, race.subkeys(KEY, ids[:, -4:].astype(np.uint32)))
     for other in (ids.astype(np.int32), ids.astype(np.uint32), np.asfortranarray(ids), np.repeat(ids, 2, 1)[:, ::2]):
-        np.testing.assert_array_equal(race.marked_winners(other, -1, 4, KEY, log_weights), expected)
-
-
-def test_rows_that_are_not_raced_are_not_looked_at() -> None:
-    log_weights = np.zeros((2, 30))
-    log_weights[0] = np.nan
-    got = race.marked_winners(np.array([[-1, -1, 5], [5, 6, 7]]), -1, 2, KEY, log_weights)
-    assert got[0] == race.UNMARKED
-    assert got[1] >= 0
-    with pytest.raises(ValueError, match="row 1 has nan"):
-        race.marked_winners(np.array([[-1, -1, 5], [5, 6, 7]]), -1, 2, KEY, log_weights[::-1])
+        np.testing.assert_array_equal(race.marked_keys(other, -1, 4, KEY)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton", reason="the package triton is not install
 from triton.backends.compiler import GPUTarget  # noqa: E402 - after the skips
 from triton.compiler import ASTSource  # noqa: E402
 
-from assay.kernels import triton_sampling  # noqa: E402
+from assay.kernels import triton_chacha, triton_sampling  # noqa: E402
 
 TOOLS = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin"
 pytestmark = [
@@ -119,7 +119,7 @@ def test_the_count_would_notice_two_survivors_per_thread(tmp_path, monkeypatch):
 @pytest.mark.parametrize("card", [80, 90])
 def test_subkeys(card, tmp_path, monkeypatch):
     signature = {"use_key": "*i32", "groups": "*i32", "out": "*i32", "rows": "i32", "depth": "i32"}
-    kernel = triton_sampling.subkeys_kernel
+    kernel = triton_chacha.subkeys_kernel
     assert_no_spills(*build(kernel, signature, {"BLOCK": 32}, card, 1, tmp_path, monkeypatch))
 
 

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from assay.kernels import chacha, triton_sampling  # noqa: E402 - after the skips
+from assay.kernels import chacha, triton_chacha, triton_sampling  # noqa: E402 - after the skips
 from assay.kernels.prf import race_times  # noqa: E402
 
 DEVICE = "cpu" if triton_sampling.INTERPRETED else "cuda"
@@ -31,14 +31,14 @@ def as_words(tensor):
 
 @pytest.mark.parametrize(("rows", "width"), [(33, 1), (5, 4), (3, 9)])
 def test_subkeys_equal_the_reference(rows, width):
-    found = triton_sampling.subkeys(KEY, contexts(rows, width), DEVICE)
+    found = triton_chacha.subkeys(KEY, contexts(rows, width), DEVICE)
     np.testing.assert_array_equal(as_words(found), chacha.subkeys(KEY, contexts(rows, width)))
 
 
 def test_known_answer():
     # The scheme's vectors: use key bytes 00..1f, context (1, 2, 3, 4), stream 0, aux 0; equal to OpenSSL's XChaCha20.
     key = np.frombuffer(bytes(range(32)), dtype="<u4").astype(np.uint32)
-    keys = triton_sampling.subkeys(key, np.array([[1, 2, 3, 4]], dtype=np.uint32), DEVICE)
+    keys = triton_chacha.subkeys(key, np.array([[1, 2, 3, 4]], dtype=np.uint32), DEVICE)
     logits = torch.zeros(1, 128256, device=DEVICE)
     _, words = triton_sampling.winners_and_words(keys, logits, blocks=8192 if DEVICE == "cpu" else 128)
     chosen = as_words(words)[0, [0, 1, 15, 16, 50256, 128255]]
@@ -55,7 +55,7 @@ def test_words_and_winners_equal_the_race(vocabulary):
         logits[1, : vocabulary // 2] = -torch.inf
         logits[2] = -torch.inf
         logits[2, vocabulary - 1] = 0.0
-    keys = triton_sampling.subkeys(KEY, before, DEVICE)
+    keys = triton_chacha.subkeys(KEY, before, DEVICE)
     found, words = triton_sampling.winners_and_words(keys, logits.to(DEVICE), blocks=256)
     expected = chacha.expand(KEY, before, vocabulary)
     np.testing.assert_array_equal(as_words(words), expected)
@@ -70,7 +70,7 @@ def test_words_and_winners_equal_the_race(vocabulary):
 
 
 def test_tiles_do_not_change_the_winner():
-    keys = triton_sampling.subkeys(KEY, contexts(2, 2), DEVICE)
+    keys = triton_chacha.subkeys(KEY, contexts(2, 2), DEVICE)
     logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     logits[1] = 0.0
     first = triton_sampling.winners(keys, logits, blocks=64)
@@ -79,7 +79,7 @@ def test_tiles_do_not_change_the_winner():
 
 def test_small_race_times_keep_their_digits():
     # Below r = 2**-6 the series must agree with log1p to float32; the words of 2**15 candidates reach 2**-15.
-    keys = triton_sampling.subkeys(KEY, contexts(1, 4), DEVICE)
+    keys = triton_chacha.subkeys(KEY, contexts(1, 4), DEVICE)
     logits = torch.zeros(1, 1 << 15, device=DEVICE)
     found, words = triton_sampling.winners_and_words(keys, logits, blocks=2048 if DEVICE == "cpu" else 128)
     times = race_times(as_words(words))
@@ -102,7 +102,7 @@ def truncated(seed, rows, vocabulary, kept):
 def test_survivors_alone_are_given_words_and_race_as_if_all_were(vocabulary, blocks, kept):
     rows = 2
     logits = truncated(vocabulary + blocks, rows, vocabulary, kept)
-    keys = triton_sampling.subkeys(KEY, contexts(rows, 4), DEVICE)
+    keys = triton_chacha.subkeys(KEY, contexts(rows, 4), DEVICE)
     found, words = triton_sampling.winners_and_words(keys, logits.to(DEVICE), truncated=True, blocks=blocks)
     expected, left = chacha.expand(KEY, contexts(rows, 4), vocabulary), torch.isfinite(logits).numpy()
     if vocabulary > 17:
@@ -123,7 +123,7 @@ def test_a_tile_with_many_survivors_is_raced_whole():
     logits[:, [*range(1024, 1536, 16), 1535]] = 0.0
     for row, place in enumerate((100, 512 + 160, 1024 + 320)):
         logits[row, place] = 40.0
-    keys = triton_sampling.subkeys(KEY, contexts(3, 4), DEVICE)
+    keys = triton_chacha.subkeys(KEY, contexts(3, 4), DEVICE)
     found, words = triton_sampling.winners_and_words(keys, logits.to(DEVICE), truncated=True, blocks=32)
     assert found.tolist() == [100, 512 + 160, 1024 + 320]
     computed = as_words(words) != 0  # no word of these keys is 0
@@ -141,7 +141,7 @@ def test_ties_go_to_the_lowest_id(few):
     low, high = sorted(order[equal[0] : equal[0] + 2].tolist())
     logits = torch.full((1, 200_000), -torch.inf, device=DEVICE)
     logits[0, [low, high]] = 0.5
-    keys = triton_sampling.subkeys(KEY, contexts(1, 4), DEVICE)
+    keys = triton_chacha.subkeys(KEY, contexts(1, 4), DEVICE)
     blocks = 2048 if DEVICE == "cpu" else 128
     assert triton_sampling.winners(keys, logits, truncated=few, blocks=blocks).item() == low
 
@@ -151,7 +151,7 @@ def test_rows_that_cannot_be_drawn_from_have_no_winner(few):
     logits = torch.full((5, 600), -torch.inf)
     logits[:, 300] = 0.0
     logits[1, 17], logits[2, 599], logits[3, 300] = torch.nan, torch.inf, -torch.inf
-    keys = triton_sampling.subkeys(KEY, contexts(5, 4), DEVICE)
+    keys = triton_chacha.subkeys(KEY, contexts(5, 4), DEVICE)
     found = triton_sampling.winners(keys, logits.to(DEVICE), truncated=few, blocks=64)
     assert found.tolist() == [300, -1, -1, -1, 300]
 
@@ -171,7 +171,7 @@ def test_bad_arguments_are_refused():
 
 
 def test_no_rows():
-    keys = triton_sampling.subkeys(KEY, contexts(0, 4), DEVICE)
+    keys = triton_chacha.subkeys(KEY, contexts(0, 4), DEVICE)
     for few in (False, True):
         assert triton_sampling.winners(keys, torch.zeros(0, 10, device=DEVICE), truncated=few).shape == (0,)
 
