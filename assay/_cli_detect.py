@@ -55,7 +55,7 @@ def detect(
         str | None,
         typer.Option(
             metavar="PATH",
-            help='One text only: the model that may have written it, for more power; folder, hub id or "default".',
+            help='The model that may have written the texts, for more power; folder, hub id or "default".',
         ),
     ] = None,
     prompt: Annotated[
@@ -102,7 +102,7 @@ def detect(
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        typer.Option(help="With --null human and --out: where the model runs; auto takes GPUs where there are some."),
+        typer.Option(help="With --out: where a model runs; auto takes GPUs where there are some."),
     ] = "auto",
     shard_rows: Annotated[int, typer.Option(min=1, help="Documents in a shard, the unit of resuming.")] = 2000,
     as_json: AsJson = False,
@@ -118,8 +118,8 @@ def detect(
         raise typer.BadParameter('give --key ID, or "all"; or --null human with a calibration.')
     elif out is None and len(paths) != 1:
         raise typer.BadParameter("give --out FOLDER to test several files, or one text file to print its result.")
-    elif out is not None and (model is not None or prompt is not None):
-        raise typer.BadParameter("--model and --prompt-file are for one text; a corpus is tested by its tokens alone.")
+    elif out is not None and prompt is not None:
+        raise typer.BadParameter("--prompt-file is for one text.")
     if calibration is None and model is None and temperature != 1.0:
         raise typer.BadParameter("--temperature is for --model, whose probabilities it belongs to.")
     if out is not None and "-" in paths:
@@ -128,12 +128,13 @@ def detect(
         raise typer.BadParameter("--address is for --engine ray.")
     if out is None and (engine != "local" or copy_to is not None):
         raise typer.BadParameter("--engine and --copy-to are for a corpus: give --out FOLDER.")
-    if device != "auto" and (calibration is None or out is None):
-        raise typer.BadParameter("--device is for --null human with --out FOLDER.")
+    if device != "auto" and (out is None or (calibration is None and model is None)):
+        raise typer.BadParameter("--device is for --model or --null human with --out FOLDER.")
     options: dict[str, Any] = {
         "text_column": text_column,
         "id_column": id_column,
         "source_column": source_column,
+        "device": device,
         "workers": workers,
         "engine": engine,
         "ray_address": address,
@@ -166,13 +167,13 @@ def detect(
             if calibration is None:
                 from assay.detection.corpus import run
 
-                summary = run(paths, keys, out=out, tokenizer=tokenizer, **options)
+                summary = run(
+                    paths, keys, out=out, tokenizer=tokenizer, model=model, temperature=temperature, **options
+                )
             else:
                 from assay.conformal.human_corpus import run_human
 
-                summary = run_human(
-                    paths, calibration, out=out, model=model, other_model=other_model, device=device, **options
-                )
+                summary = run_human(paths, calibration, out=out, model=model, other_model=other_model, **options)
         except KeyboardInterrupt:
             say(f"interrupted; the same command resumes the run in {out}")
             raise typer.Exit(130) from None

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,7 @@ from assay import __version__
 from assay._errors import CalibrationError
 from assay.conformal.p_values import ConformalPValues
 from assay.detection.corpus.ledger import write_atomically
-from assay.detection.text import load_tokenizer
-from assay.models import DEFAULT
+from assay.detection.scorers import ScorerRecord
 
 if TYPE_CHECKING:
     from assay.kernels.scoring.model import ModelScorer
@@ -31,43 +30,6 @@ SCHEMA = "assay.calibration/1"
 Labels = npt.NDArray[np.str_]
 
 _SETTINGS = ("alternative", "ties", "guarantee", "confidence", "level", "simulations", "random_state")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerRecord:
-    """What a score depends on, apart from the text; see `ModelScorer.identity`.
-
-    Attributes
-    ----------
-    name
-        For people; the only entry that may differ.
-    weights_sha256, tokenizer_sha256
-        Hashes of the weights and of the tokenizer's canonical JSON.
-    dtype, logits_dtype, window, stride, bos
-        Precision and way of reading.
-    """
-
-    name: str
-    weights_sha256: str
-    tokenizer_sha256: str
-    dtype: str
-    logits_dtype: str
-    window: int
-    stride: int
-    bos: int | None
-
-    @classmethod
-    def of(cls, scorer: ModelScorer) -> ScorerRecord:
-        """The record of a scorer that has a tokenizer."""
-        found = scorer.identity()
-        # The bundled model lies elsewhere on every machine.
-        name = "default" if Path(found["name"]) == DEFAULT else found["name"]
-        return cls(**found | {"name": name}, tokenizer_sha256=load_tokenizer(scorer.tokenizer).sha256)
-
-    def differences(self, other: ScorerRecord) -> list[str]:
-        """Names of the entries, `name` apart, in which two records differ."""
-        names = [field.name for field in fields(self) if field.name != "name"]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,8 +144,8 @@ class Calibration:
             "schema": SCHEMA,
             "version": __version__,
             "score": self.score,
-            "scorer": asdict(self.scorer),
-            "other": None if self.other is None else asdict(self.other),
+            "scorer": self.scorer.to_dict(),
+            "other": None if self.other is None else self.other.to_dict(),
             "settings": {name: getattr(self.p_values, name) for name in _SETTINGS},
             "grouped": self.grouped,
             "length_edges": list(self.length_edges),

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from assay.conformal.calibration import Calibration, ScorerRecord, length_groups
+from assay.conformal.calibration import Calibration, length_groups
 from assay.conformal.p_values import ConformalPValues, Guarantee
 from assay.detection.result import TestResult
+from assay.detection.scorers import ScorerRecord
 from assay.detection.text import load_tokenizer
 from assay.detection.zero_shot.scores import LARGER_MEANS_LLM, text_scores
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from assay._errors import RunError
-from assay.conformal.calibration import Calibration, ScorerRecord
+from assay.conformal.calibration import Calibration
 from assay.conformal.human import NULL, human_tests
 from assay.detection.corpus.engine import run_subject
+from assay.detection.corpus.models import blaming_the_device, usable
 from assay.detection.corpus.reading import Columns
 from assay.detection.corpus.results import RunSummary
-from assay.detection.corpus.subject import Device, UntestableError, WorkerBroken
-from assay.kernels.scoring.devices import check_usable, dtype_of
+from assay.detection.corpus.subject import Device, UntestableError
+from assay.detection.scorers import anywhere, load_scorer
 
 if TYPE_CHECKING:
     from assay.detection.corpus.reading import Document
@@ -68,29 +67,15 @@ class HumanTests:
 
     def open(self) -> Test:
         """See `corpus.subject.DocumentTests`; refuses a model that is not the calibrated one."""
-        known, device = self.calibration, self.device
-        check_usable(device)
-        try:
-            scorer = _Unchanging(_load(self.model, known.scorer, device))
+        known = self.calibration
+        with usable(self.device):
+            scorer = _Unchanging(load_scorer(self.model, known.scorer, self.device))
             other = None
             if self.other_model is not None and known.other is not None:
-                other = _Unchanging(_load(self.other_model, known.other, device))
+                other = _Unchanging(load_scorer(self.other_model, known.other, self.device))
             known.check_scorers(scorer, other)  # type: ignore[arg-type]  # it asks for the identity and the tokenizer
             scorer.score([[1, 2, 3]], other=other)  # a device that does not work shows here
-        except RuntimeError as error:  # what torch raises where memory or the device fails
-            raise RunError(f"device: the model cannot be used on {device!r}: {str(error).splitlines()[0]}") from error
-
-        def test(documents: Sequence[Document]) -> dict[str, Any]:
-            try:
-                return _results(documents, known, scorer, other)
-            except RuntimeError as error:
-                # Memory that did not suffice is the document's fault; after any other the context is lost, and every
-                # later document would fail in this process as well.
-                if device == "cpu" or "out of memory" in str(error).lower():
-                    raise
-                raise WorkerBroken from error
-
-        return test
+        return blaming_the_device(lambda documents: _results(documents, known, scorer, other), self.device)
 
 
 class _Unchanging:
@@ -107,21 +92,6 @@ class _Unchanging:
     def score(self, documents: Any, *, other: _Unchanging | None = None, progress: bool = False) -> Any:
         beside = None if other is None else other._scorer
         return self._scorer.score(documents, other=beside, progress=progress)
-
-
-def _load(model: str, record: ScorerRecord, device: str) -> ModelScorer:
-    """The model as it was calibrated: the same precision, the same way of reading."""
-    from assay.kernels.scoring.model import ModelScorer
-    from assay.models import load_model, load_tokenizer_for_generation
-
-    return ModelScorer(
-        load_model(model, device=device, dtype=record.dtype),
-        load_tokenizer_for_generation(model),
-        window=record.window,
-        stride=record.stride,
-        add_bos=record.bos is not None,
-        logits_dtype=dtype_of(record.logits_dtype),
-    )
 
 
 def _results(documents: Sequence[Document], known: Calibration, scorer: Any, other: Any) -> dict[str, Any]:
@@ -250,7 +220,7 @@ def run_human(
         names = ", ".join(known.group_names())
         raise ValueError(f"source_column must name the field of each document's group; calibrated are {names}.")
     second = other_model or (None if known.other is None else known.other.name)
-    subject = HumanSubject(known, _anywhere(model or known.scorer.name), second and _anywhere(second), device)
+    subject = HumanSubject(known, anywhere(model or known.scorer.name), second and anywhere(second), device)
     return run_subject(
         paths,
         subject,
@@ -265,8 +235,3 @@ def run_human(
         shard_characters=shard_characters,
         progress=progress,
     )
-
-
-def _anywhere(model: str) -> str:
-    """The model's name for processes that may work in another directory."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model

@@ -7,7 +7,7 @@ another version of the document, another key or another tokenizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,13 @@ from assay.report.records import (
 from assay.report.report import Report
 
 if TYPE_CHECKING:
+    from assay.detection.result import TestResult
     from assay.detection.text import LoadedTokenizer
     from assay.watermark.keys import SecretKey
 
 _OUTPUTS = ("results.parquet", "inputs.jsonl", "rejects.jsonl", "summary.json")
 _NUMBERS = ("statistic", "log_pvalue", "log_evalue", "n_tokens", "n_scored", "n_repeats_dropped")
+_ROUNDING = 1e-3  # of a model's float32, seen through a statistic of a document's tokens
 _IDENTITY = ("doc_id", "file", "row", "scheme")
 # Columns that a table lacks because its null hypothesis knows of no keys, by the table's schema.
 _LACKING: Mapping[str, frozenset[str]] = {
@@ -200,6 +202,7 @@ def _excerpts(
     if not rows:
         return {}
     loaded = _run_tokenizer(summary, tokenizer)
+    test_again = _test_again(summary, loaded)
     fingerprints = {description["id"]: description["fingerprint"] for description in summary.keys}
     identities = dict(zip(rows, columns.identify(rows), strict=True))
     texts = _texts(identities, summary)
@@ -209,19 +212,38 @@ def _excerpts(
         key = keys.get(key_id)
         if key is None or key.info.fingerprint != fingerprints.get(key_id):
             raise ValueError(f"keys must hold the run's key {key_id!r} to score excerpts. Pass it, or excerpts=0.")
-        _check_same(columns, row, texts[row], key, loaded, identity)
+        again = test_again(texts[row], key)
+        if again.n_tokens != columns.n_tokens[row] or not _is_among(float(columns.statistic[row]), again):
+            raise RunError(f"{_place(identity)} is no longer what the run tested. Run again, or use excerpts=0.")
         found[row] = excerpt_of(identity.doc_id, texts[row], loaded, key)
     return found
 
 
-def _check_same(
-    columns: ResultColumns, row: int, text: str, key: SecretKey, tokenizer: LoadedTokenizer, identity: Identity
-) -> None:
+def _test_again(summary: RunSummary, tokenizer: LoadedTokenizer) -> Callable[[str, SecretKey], TestResult]:
+    """The run's test of one text under one key."""
     from assay.detection.detect import detect
+    from assay.detection.inputs import scorer_of
 
-    result = detect(text, key, tokenizer=tokenizer, test="sum")
-    if result.n_tokens != columns.n_tokens[row] or result.statistic != columns.statistic[row]:
-        raise RunError(f"{_place(identity)} is no longer what the run tested. Run again, or use excerpts=0.")
+    if summary.model is None:
+        return lambda text, key: detect(text, key, tokenizer=tokenizer)
+    scorer = scorer_of(summary.model["name"])
+    if scorer.identity()["weights_sha256"] != summary.model["weights_sha256"]:
+        raise ValueError(
+            f"the run's model {summary.model['name']!r} has other weights by now, so its excerpts cannot be checked. "
+            "Put the model back, or use excerpts=0."
+        )
+    decoding = {name: summary.model[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+    return lambda text, key: detect(text, key, tokenizer=tokenizer, model=scorer, **decoding)
+
+
+def _is_among(statistic: float, again: TestResult) -> bool:
+    """Whether a recorded statistic is the test's or, of a test that takes the best of several, one of theirs.
+
+    Only those depend on a model's arithmetic, and on its rounding, which may change which of them is the best.
+    """
+    if not again.components:
+        return again.statistic == statistic
+    return any(math.isclose(part.statistic, statistic, rel_tol=_ROUNDING) for part in again.components)
 
 
 def _run_tokenizer(summary: RunSummary, tokenizer: Any) -> LoadedTokenizer:

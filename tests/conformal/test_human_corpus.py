@@ -21,7 +21,7 @@ from assay.conformal import human_corpus
 from assay.conformal.calibration import Calibration
 from assay.conformal.human import calibrate, human_tests
 from assay.conformal.human_corpus import HumanTests, run_human
-from assay.detection.corpus import RunSummary, engine, pool, run, worker
+from assay.detection.corpus import RunSummary, engine, models, pool, run, worker
 from assay.detection.corpus.reading import Document
 from assay.detection.corpus.shards import Shard
 from assay.detection.corpus.subject import Setup, WorkerBroken
@@ -270,9 +270,9 @@ def test_a_lost_gpu_costs_the_process_and_no_document(
     """After a fault of the context every later call fails too; to test on would reject whatever comes."""
     documents = [Document(0, row, 1, "a", str(row), "a", text) for row, text in enumerate(passages[:3], 1)]
     on_cpu = HumanTests(calibration, "default", None, "cpu")
-    monkeypatch.setattr(human_corpus, "check_usable", lambda device: None)
-    load = human_corpus._load
-    monkeypatch.setattr(human_corpus, "_load", lambda model, record, device: load(model, record, "cpu"))
+    monkeypatch.setattr(models, "check_usable", lambda device: None)
+    load = human_corpus.load_scorer
+    monkeypatch.setattr(human_corpus, "load_scorer", lambda model, record, device: load(model, record, "cpu"))
     test = on_cpu.on("cuda").open()  # as far as it goes without a card: it computes on the CPU
 
     def failing(message: str) -> Any:

@@ -89,8 +89,8 @@ def test_a_packed_text(command: Callable[..., object], tmp_path: Path, human_tex
     assert "cannot be unpacked" in " ".join(done.stderr.split())
 
 
-def test_a_corpus_takes_no_model(command: Callable[..., object], tmp_path: Path) -> None:
-    done = command("x.jsonl", "--out", str(tmp_path / "out"), "--model", "default")
+def test_a_corpus_takes_no_prompt(command: Callable[..., object], tmp_path: Path) -> None:
+    done = command("x.jsonl", "--out", str(tmp_path / "out"), "--model", "default", "--prompt-file", "prompt.txt")
     assert done.exit_code == 2
     assert "one text" in " ".join(done.stderr.split())
 

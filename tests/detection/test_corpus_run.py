@@ -435,7 +435,7 @@ def test_unmarked_corpora_of_shared_passages_are_rarely_flagged(human_text: str,
 def test_files_of_other_formats_are_counted(tmp_path: Path, make_key: MakeKey) -> None:
     (tmp_path / "corpus").mkdir()
     write_documents(tmp_path / "corpus/a.jsonl", ["x"])
-    for name in ("notes.docx", "old.txt.gz", ".hidden"):
+    for name in ("notes.docx", "old.csv.gz", ".hidden"):
         (tmp_path / "corpus" / name).write_bytes(b"x")
     run(tmp_path / "corpus", make_key(1), out=tmp_path / "out")
     assert RunSummary.read(tmp_path / "out").files_skipped == 2

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from assay.conformal import ConformalPValues, MonitorResult, SentenceLabeller, SentenceLabels, monitor_scores
-from assay.conformal.calibration import Calibration, ScorerRecord
+from assay.conformal.calibration import Calibration
 from assay.conformal.human import NULL, p_to_log_e
 from assay.detection.gumbel import sum_test
 from assay.detection.result import TestResult
+from assay.detection.scorers import ScorerRecord
 from assay.report import Excerpt, InputFile, RejectReason, Report
 from assay.watermark.gumbel import GumbelConfig, Pivots, sum_scores
 from assay.watermark.keys import SecretKey

@@ -1,6 +1,7 @@
-"""Corpora against keys: which documents carry the mark of one. Model-free, so a worker needs no more than a tokenizer.
+"""Corpora against keys: which documents carry the mark of one.
 
-Law under H0: that of each scheme's model-free test; over several keys Holm's method, for any dependence.
+Without a model a worker needs no more than a tokenizer; with one, `model_key_tests` has the tests.
+Law under H0: that of each scheme's tests; over several keys Holm's method, for any dependence.
 """
 
 from __future__ import annotations
@@ -8,64 +9,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from assay.detection.corpus.engine import run_subject
+from assay.detection.corpus.keys import COLUMNS, DetectionKey
+from assay.detection.corpus.model_key_tests import ModelKeyTests, Reader, reader_of
 from assay.detection.corpus.reading import Columns
 from assay.detection.corpus.results import RESULTS_SCHEMA, RunSummary
 from assay.detection.testers import tester
 from assay.detection.text import LoadedTokenizer, load_tokenizer
-from assay.kernels.chacha import Words
 from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import SchemeConfig
 
 if TYPE_CHECKING:
     from assay.detection.corpus.reading import Document
     from assay.detection.corpus.subject import Device, Test
     from assay.detection.detect import DetectionKeys
 
-_COLUMNS: Final[Mapping[str, type]] = MappingProxyType(
-    {
-        "n_tokens": int,
-        "n_scored": int,
-        "n_repeats_dropped": int,
-        "statistic": float,
-        "log_pvalue": float,
-        "pvalue": float,
-        "log_evalue": float,
-        "key_id": str,
-        "scheme": str,
-    }
-)
-
 _FDR_ASSUMPTION: Final = (
     "Flags control the false discovery rate of the whole corpus by Benjamini-Hochberg, for documents that are "
     "independent or positively dependent; copies of one text are positively dependent."
 )
-
-
-@dataclass(frozen=True)
-class DetectionKey:
-    """What a worker knows of a key: its public name and the PRF key derived from it.
-
-    Attributes
-    ----------
-    id, config
-        Key id and the scheme's settings.
-    words
-        uint32, from `assay.watermark.keys.use_key`. Secret.
-    """
-
-    id: str
-    config: SchemeConfig
-    words: Words
-
-    def __repr__(self) -> str:
-        return f"DetectionKey(id={self.id!r}, config={self.config!r}, words=<hidden>)"
 
 
 @dataclass(frozen=True)
@@ -78,7 +44,7 @@ class KeyTests:
     @property
     def columns(self) -> Mapping[str, type]:
         """See `subject.DocumentTests`."""
-        return _COLUMNS
+        return COLUMNS
 
     @property
     def device(self) -> None:
@@ -137,6 +103,7 @@ class KeySubject:
 
     keys: Sequence[SecretKey]
     tokenizer: LoadedTokenizer
+    reader: Reader | None = None
 
     @property
     def schema(self) -> str:
@@ -145,19 +112,23 @@ class KeySubject:
 
     def pins(self) -> dict[str, Any]:
         """See `subject.Subject`. A key's state and dates do not change results."""
+        model = {} if self.reader is None else {"model": self.reader.pins()}
         return {
             "tokenizer": {"sha256": self.tokenizer.sha256},
             "keys": {
                 key.id: f"{key.config.tag} {key.config.canonical().decode()} {key.info.fingerprint}"
                 for key in self.keys
             },
+            **model,
         }
 
     def metadata(self) -> dict[str, str]:
         """See `subject.Subject`."""
+        model = {} if self.reader is None else {"assay.model_sha256": self.reader.record.weights_sha256}
         return {
             "assay.keys": ",".join(key.id for key in self.keys),
             "assay.tokenizer_sha256": self.tokenizer.sha256,
+            **model,
         }
 
     def description(self) -> dict[str, Any]:
@@ -165,20 +136,30 @@ class KeySubject:
         return {
             "keys": tuple(key.info.to_dict() for key in self.keys),
             "tokenizer": {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256},
+            "model": None if self.reader is None else self.reader.description(),
             "null": "; ".join(dict.fromkeys(tester(key.config).NULL for key in self.keys)),
-            "tests": tuple(dict.fromkeys(f"{key.config.scheme}-{tester(key.config).TESTS[0]}" for key in self.keys)),
+            "tests": tuple(dict.fromkeys(f"{key.config.scheme}-{self._test(key)}" for key in self.keys)),
             "assumptions": tuple(self._assumptions()),
         }
 
-    def tests(self) -> KeyTests:
+    def tests(self) -> KeyTests | ModelKeyTests:
         """See `subject.Subject`."""
         keys = tuple(DetectionKey(key.id, key.config, use_key(key)) for key in self.keys)
-        return KeyTests(self.tokenizer, keys)
+        if self.reader is None:
+            return KeyTests(self.tokenizer, keys)
+        return ModelKeyTests(self.tokenizer, keys, self.reader)
+
+    def _test(self, key: SecretKey) -> str:
+        """The test of a key: the model-free one, or what "auto" is with a model, where the scheme has tests for one."""
+        known = tester(key.config)
+        return "best-of-three" if self.reader is not None and known.NEEDS_MODEL else known.TESTS[0]
 
     def _assumptions(self) -> Iterator[str]:
         yield from dict.fromkeys(line for key in self.keys for line in tester(key.config).ASSUMPTIONS)
         tokenizer = f"{self.tokenizer.name!r} (sha256 {self.tokenizer.sha256[:16]})"
         yield f"Token ids come from tokenizer {tokenizer}, the generator's own."
+        if self.reader is not None:
+            yield self.reader.sentence()
         if len(self.keys) > 1:
             yield f"Each document's p-value is corrected for {len(self.keys)} keys by Holm's method."
         yield _FDR_ASSUMPTION
@@ -193,6 +174,12 @@ def run(
     *,
     out: str | os.PathLike[str],
     tokenizer: Any = None,
+    model: str | os.PathLike[str] | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    device: Device = "auto",
     text_column: str = "text",
     id_column: str | None = None,
     source_column: str | None = None,
@@ -221,11 +208,20 @@ def run(
     out
         Folder for `results.parquet`, `rejects.jsonl`, `inputs.jsonl`, `summary.json` and `ledger/`.
     tokenizer
-        The generator's: see `assay.detect`. Default: the bundled model's.
+        The generator's: see `assay.detect`. Default: that of `model`, else the bundled model's.
+    model
+        Optional, and the most powerful: the model that may have written the documents, as a local folder, hub id or
+        "default" for the bundled one; every worker loads it. The best of each scheme's tests is then taken, corrected
+        for the choice, as `assay.detect` does.
+    temperature, top_k, top_p, min_p
+        How the model was sampled, if known; used for the model's probabilities only.
+    device
+        Of the model. "auto": GPUs where there are some, else CPUs; "cuda" or "cpu": these.
     text_column, id_column, source_column
         Names of JSON fields or Parquet columns; id and source default to the file and row.
     workers
-        Processes; default: the cores this process may use, or the cluster has. It does not change the results.
+        Processes; default: one per core that this process may use, or the cluster has; with a model per GPU, where
+        there are some. It does not change the results.
     engine
         "local": processes here. "ray": on a Ray cluster whose machines share `out`. It does not change the results, and
         a run may be resumed with the other one.
@@ -251,19 +247,35 @@ def run(
     ------
     RunError
         If nothing is found to test, the folder cannot be written or is in use, it was begun with something else, or an
-        input changes meanwhile; if the cluster or an object store fails.
+        input changes meanwhile; if the cluster or an object store fails, or there is no usable GPU.
     MissingDependencyError
-        With engine="ray" and without Ray.
+        With engine="ray" and without Ray, with a model and without torch.
     ValueError
-        On an option out of range, a key whose scheme has no test, two keys with one id, or an unusable tokenizer.
+        On an option out of range, a key whose scheme has no test, two keys with one id, or an unusable tokenizer or
+        model.
 
     Notes
     -----
     Memory: 24 bytes per document at the end, and some shards per worker. Needs a POSIX system.
+
+    With a model the results are the same for every engine and number of workers on machines of one kind. They agree
+    with `assay.detect`, and a CPU with a GPU, up to the rounding of the model's arithmetic: see `ModelScorer`.
     """
+    if model is not None and not isinstance(model, (str, os.PathLike)):
+        raise ValueError(
+            f"model must be 'default', a folder or a hub id, from which every worker loads it, got "
+            f"{type(model).__name__}. Save it with save_pretrained and name the folder."
+        )
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}.')
+    if device != "auto" and model is None:
+        raise ValueError(f"device must go with a model, got {device!r} without. The test of token ids runs on CPUs.")
+    chosen = _chosen(keys)
+    loaded = load_tokenizer(model if tokenizer is None else tokenizer)
+    decoding = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     return run_subject(
         paths,
-        KeySubject(_chosen(keys), load_tokenizer(tokenizer)),
+        KeySubject(chosen, loaded, None if model is None else reader_of(model, loaded, decoding, device)),
         out=out,
         columns=Columns(text=text_column, id=id_column, source=source_column),
         workers=workers,

@@ -58,8 +58,8 @@ class RunSummary:
     calibration, calibration_info
         Id of the calibration, where that is what documents were tested against, and its public description; see
         `Calibration.info`.
-    tokenizer
-        Its name and sha256.
+    tokenizer, model
+        Name and sha256 of the tokenizer; of a run of keys with a model, what that is and how it was sampled.
     options
         Columns and shard sizes.
     null, tests, assumptions
@@ -93,6 +93,7 @@ class RunSummary:
     calibration: str | None = None
     calibration_info: dict[str, Any] | None = None
     tokenizer: dict[str, str]
+    model: dict[str, Any] | None = None
     options: dict[str, Any]
     null: str
     tests: tuple[str, ...] = ()
