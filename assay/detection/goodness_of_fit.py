@@ -62,7 +62,8 @@ def log_crossing_probability(log_bounds: npt.ArrayLike) -> float:
     if bounds.max() == 0.0:
         return 0.0  # U_(i) <= 1 always
     log_b = np.concatenate([[-math.inf], np.maximum.accumulate(bounds)])  # (n + 1,), the first one is no bound
-    log_rest = np.log1p(-np.exp(log_b))
+    # log(1 - b) without loss where b is near 1, or so near that exp gives 1.
+    log_rest = np.where(log_b < -0.7, np.log1p(-np.exp(np.minimum(log_b, -0.7))), np.log(-np.expm1(log_b)))
     log_factorial = special.gammaln(np.arange(n + 1) + 1.0)
     log_g = np.zeros(n + 1)
     out = -math.inf

@@ -263,8 +263,9 @@ def row_evidence(
             continue
         contexts = np.lib.stride_tricks.sliding_window_view(ids, config.window)[places[numbers] - config.window]
         won = race.winners(race.subkeys(prf_key, contexts), rows[raced]) == tokens[raced]
-        # Words have 2**32 cells: this bounds the chance to win. Proof: docs/explanation/tests-and-null-laws.md.
-        bound = np.exp(log_p[numbers]) * (1.0 + 2.0**-31 * (vocabulary + 64)) + 2.0**-30
+        # Words are rounded, and ties go to the lower id: this bounds the chance to win.
+        # Proof: docs/explanation/tests-and-null-laws.md, "The robust test".
+        bound = np.exp(log_p[numbers]) * (1.0 + 2.0**-31 * (vocabulary + 2**14)) + 2.0**-30
         ratios[numbers] = np.where(won, -np.log(bound), -np.inf)
     return log_p, ratios
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ def token_ids_of(
         if not isinstance(text, Iterable) or isinstance(text, (dict, set)):
             raise ValueError(f"{name} must be a string, UTF-8 bytes or token ids, got {type(text).__name__}.")
         try:
-            return token_ids(np.asarray(text)), None
+            return token_ids(cast("npt.ArrayLike", text)), None
         except ValueError as error:
             raise ValueError(str(error).replace("tokens must be", f"{name} must be", 1)) from None
     if tokenizer is None:

@@ -152,7 +152,7 @@ def type2_error(
     token_law, alpha, test, gamma, delta, seed
         As in `tokens_needed`.
     n
-        Number of tokens, at least 1.
+        Number of tokens, in 1..10**9.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def type2_error(
         If an argument is out of range.
     """
     law, level = check_law(token_law, "token_law"), check_level(alpha, "alpha")
-    count = check_count(n, "n", 1)
+    count = check_count(n, "n", 1, MAX_TOKENS)
     kind = known_test(test)
     if kind == "green-list":
         return Type2(binomial_type2_error(count, gamma, green_chance(law, gamma, delta), level), 1e-12, "exact")

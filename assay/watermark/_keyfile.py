@@ -24,6 +24,14 @@ def resolved(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().resolve()
 
 
+def make_directories(path: Path) -> None:
+    """Make the missing directories of a path, each with mode 0700; those that exist stay as they are."""
+    # With parents=True, Path.mkdir would give the mode to the last one only.
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Put the path before a message that begins with "it" or "its"."""

@@ -10,6 +10,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
 SUM_TOLERANCE = 1e-6  # a softmax in single precision sums to one within this
 
 
@@ -35,17 +37,23 @@ def check_law(law: npt.ArrayLike, name: str) -> Floats:
     return values / total
 
 
-def check_level(value: float, name: str) -> float:
+def check_level(value: object, name: str) -> float:
     """A number in the open interval (0, 1)."""
-    number = float(value)
-    if not 0.0 < number < 1.0:
-        raise ValueError(f"{name} must be in (0, 1), got {value}.")
-    return number
+    if not isinstance(value, _NUMBERS) or not 0.0 < value < 1.0:
+        raise ValueError(f"{name} must be in (0, 1), got {value!r}.")
+    return float(value)
 
 
-def check_count(value: int, name: str, low: int, high: int | None = None) -> int:
+def check_count(value: object, name: str, low: int, high: int | None = None) -> int:
     """A whole number in [low, high]."""
-    if isinstance(value, bool) or int(value) != value or value < low or (high is not None and value > high):
+    # The remainder of infinity is NaN.
+    if (
+        not isinstance(value, _NUMBERS)
+        or isinstance(value, bool)
+        or value % 1 != 0
+        or value < low
+        or (high is not None and value > high)
+    ):
         accepted = f"at least {low}" if high is None else f"in {low}..{high}"
         raise ValueError(f"{name} must be a whole number {accepted}, got {value}.")
     return int(value)

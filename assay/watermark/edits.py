@@ -7,12 +7,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from assay.watermark.gumbel import token_ids
+
 Ids = npt.NDArray[np.uint32]
 Edit = Literal["substitute", "delete", "insert"]
-
-
-def _ids(tokens: npt.ArrayLike) -> Ids:
-    return np.asarray(tokens, dtype=np.uint32)
 
 
 def edit(tokens: npt.ArrayLike, kind: Edit, rate: float, vocabulary: int, rng: np.random.Generator) -> Ids:
@@ -28,20 +26,20 @@ def edit(tokens: npt.ArrayLike, kind: Edit, rate: float, vocabulary: int, rng: n
     rate
         Share of tokens edited, in [0, 1]; round(rate * n) tokens chosen without replacement.
     vocabulary
-        Random ids are below this, >= 1.
+        Random ids are below this, in [1, 4294967295].
     rng
         Source of the choices.
 
     Raises
     ------
     ValueError
-        If rate, kind or vocabulary is out of range.
+        If rate, kind, vocabulary or an id is out of range.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must be in [0, 1], got {rate}.")
-    if vocabulary < 1:
-        raise ValueError(f"vocabulary must be at least 1, got {vocabulary}.")
-    ids = _ids(tokens)
+    if not 1 <= vocabulary < 2**32:
+        raise ValueError(f"vocabulary must be in [1, 4294967295], got {vocabulary}.")
+    ids = token_ids(tokens)
     chosen = np.sort(rng.choice(len(ids), size=round(rate * len(ids)), replace=False))
     fresh = rng.integers(0, vocabulary, size=len(chosen), dtype=np.uint32)
     if kind == "substitute":
@@ -57,7 +55,7 @@ def edit(tokens: npt.ArrayLike, kind: Edit, rate: float, vocabulary: int, rng: n
 
 def paste(tokens: npt.ArrayLike, host: npt.ArrayLike, at: int) -> Ids:
     """`tokens` put into `host` before position `at`, in [0, len(host)]."""
-    outer = _ids(host)
+    outer = token_ids(host)
     if not 0 <= at <= len(outer):
         raise ValueError(f"at must be in [0, {len(outer)}], got {at}.")
-    return np.concatenate([outer[:at], _ids(tokens), outer[at:]])
+    return np.concatenate([outer[:at], token_ids(tokens), outer[at:]])

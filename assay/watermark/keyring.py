@@ -109,7 +109,7 @@ class Keyring:
         del passphrase  # so that no traceback below shows it
         keyring = cls(_keyfile.resolved(path), under, {})
         assert keyring._path is not None  # noqa: S101  # for the type checker
-        keyring._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _keyfile.make_directories(keyring._path.parent)
         with _keyfile.locked(keyring._path):
             if keyring._path.exists():
                 raise KeyringError(f"path must be free, {keyring._path} exists. Use Keyring.open().")

@@ -124,7 +124,10 @@ def _utc(name: str, time: datetime | None) -> datetime | None:
         return None
     if not isinstance(time, datetime) or time.tzinfo is None:
         raise ValueError(f"{name} must be a time with its zone, got {time!r}. Use datetime.now(UTC).")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{name} must be a time in the years 1 to 9999 of UTC, got {time!r}.") from None
 
 
 def _parsed_time(name: str, text: object) -> datetime:

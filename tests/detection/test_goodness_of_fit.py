@@ -104,6 +104,9 @@ def test_crossing_edges() -> None:
     assert log_crossing_probability([-1.0, -2.0, -0.5]) == log_crossing_probability([-1.0, -1.0, -0.5])
     # Far below the smallest float: P(U_(1) <= e^-2000) is 3 e^-2000 to first order.
     assert log_crossing_probability([-2000.0, -math.inf, -math.inf]) == pytest.approx(math.log(3) - 2000)
+    # So near 1 that it rounds to 1: P(U_(2) <= b) = b^2.
+    for log_bound in (-1e-12, -1e-17, -1e-320):
+        assert log_crossing_probability([-math.inf, log_bound]) == pytest.approx(2.0 * log_bound, abs=2e-8)
     for bad in ([math.nan], [0.1], [[-1.0]]):
         with pytest.raises(ValueError, match="log_bounds must"):
             log_crossing_probability(bad)

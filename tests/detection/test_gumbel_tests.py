@@ -20,6 +20,7 @@ from assay.detection.gumbel import (
 )
 from assay.detection.model_view import ModelView
 from assay.kernels.dedup import first_occurrences_numba, first_occurrences_numpy
+from assay.kernels.prf import race_times
 from assay.watermark.edits import edit
 from assay.watermark.gumbel import (
     GumbelConfig,
@@ -155,6 +156,25 @@ def test_a_winner_is_never_paid_more_than_its_chance_allows(make_key: MakeKey) -
     assert [one.shape for one in empty] == [(0,), (0,)]
 
 
+def test_the_winner_of_a_tied_race_is_not_paid_for_the_tie(make_key: MakeKey) -> None:
+    # Two equally likely ids tie where their words are rounded to one race time; the lower one then wins. Its chance is
+    # 1/2 + sum of squares of the shares of words / 2: the mean, over words, of how many others share a word's time.
+    words_tried = np.arange(0, 2**32, 2**18, dtype=np.uint64)[:-2] + np.uint64(2**17)
+    near = words_tried[:, None] + np.arange(600, dtype=np.uint64)[None, :] - np.uint64(300)
+    sharing = np.sum(race_times(near.astype(np.uint32)) == race_times(words_tried.astype(np.uint32))[:, None], axis=1)
+    chance = 0.5 + 0.5 * float(np.mean(sharing)) * 2.0**-32
+    assert chance == pytest.approx(0.5 + 2.0e-8, abs=1e-9)
+    laws = np.full((40, 2), 0.5)
+    ids = race_text(make_key(1), laws, 3)
+    found = pivots(ids, make_key(1))
+    _, ratios = row_evidence(ids, 0, use_key(make_key(1)), GumbelConfig(), found.positions, view_of(ids, laws))
+    bounds = np.exp(-ratios[np.isfinite(ratios) & (ratios != 0.0)])
+    assert len(bounds) >= 10
+    assert np.all((chance <= bounds) & (bounds < 0.5 + 1e-5))
+    # The near-miss: words taken as exact, their cells alone counted.
+    assert chance > 0.5 * (1.0 + 2.0**-31 * (2 + 64)) + 2.0**-30
+
+
 def test_the_winner_of_the_race_makes_the_robust_test_sharper_under_edits(make_key: MakeKey) -> None:
     # Laws of 0.9 nats on average; one token of ten is replaced.
     laws = np.random.default_rng(10).dirichlet(np.full(30, 0.03), size=300)
@@ -268,6 +288,7 @@ def test_first_occurrences_against_a_set() -> None:
     ("tokens", "message"),
     [
         ([[1, 2]], "one-dimensional, got shape"),
+        ([[1, 2], [3]], "tokens must be one-dimensional, got rows of different lengths"),
         ([1.5, 2.0], "integers, got float64"),
         ([-1, 2], "got -1"),
         ([2**32 - 1], "got 4294967295"),

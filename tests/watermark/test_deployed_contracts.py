@@ -413,6 +413,15 @@ def test_over_keys_the_token_has_the_law_of_the_model(make: Callable[[], Foreign
     assert stats.chisquare(counts, 1000 * mutant).pvalue < 1e-5
 
 
+def test_equal_settings_derive_one_key() -> None:
+    whole, real = HfKgwConfig(vocab_size=100, bias=2), HfKgwConfig(vocab_size=100, bias=2.0)
+    assert whole == real
+    keys = [use_key(SecretKey(bytes(32), id="k", config=config)).tolist() for config in (whole, real)]
+    assert keys[0] == keys[1]
+    other = SecretKey(bytes(32), id="k", config=HfKgwConfig(vocab_size=100, bias=2.5))
+    assert use_key(other).tolist() != keys[0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -43,7 +43,13 @@ def test_bad_arguments() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 1.5"):
         edit([1], "delete", 1.5, 9, rng)
-    with pytest.raises(ValueError, match="vocabulary must be at least 1"):
-        edit([1], "insert", 0.5, 0, rng)
+    for vocabulary in (0, 2**32):
+        with pytest.raises(ValueError, match=r"vocabulary must be in \[1, 4294967295\]"):
+            edit([1], "insert", 0.5, vocabulary, rng)
+    for tokens in ([-1], [2**32], [1.5]):
+        with pytest.raises(ValueError, match="tokens must be"):
+            edit(tokens, "delete", 0.5, 9, rng)
+        with pytest.raises(ValueError, match="tokens must be"):
+            paste([1], tokens, 0)
     with pytest.raises(ValueError, match="kind must be"):
         edit([1], "swap", 0.5, 9, rng)  # type: ignore[arg-type]

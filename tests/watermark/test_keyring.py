@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
@@ -258,6 +259,11 @@ def test_modes_and_neighbours(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    far = path.parent / "every" / "missing" / "one" / "keyring.json"
+    Keyring.create(far, passphrase=PASSPHRASE, scrypt_n=CHEAP)
+    assert [stat.S_IMODE(place.stat().st_mode) for place in far.parents[:3]] == [0o700] * 3
+    shutil.rmtree(path.parent / "every")
+    modes = modes[:4]
     assert [name.name for name in sorted(path.parent.iterdir())] == ["keyring.json", "keyring.json.lock"]
     # Each save syncs the new file, private before its first byte is durable, and then the directory.
     assert [stat.S_IMODE(mode) for mode in modes if stat.S_ISREG(mode)] == [0o600, 0o600]

@@ -167,6 +167,8 @@ def test_info_round_trip(config: SchemeConfig, state: Any) -> None:
         ("created", None, "created must be"),
         ("created", 7, "created must be an ISO 8601 time"),
         ("created", "2026-11-21", "created must be a time with its zone"),
+        ("created", "0001-01-01T00:00:00+23:59", "created must be a time in the years 1 to 9999"),
+        ("revoked", "9999-12-31T23:59:59-23:59", "revoked must be a time in the years 1 to 9999"),
         ("retired", "yesterday", "Invalid isoformat"),
     ],
 )

@@ -77,6 +77,7 @@ class HfKgwConfig(ForeignConfig):
             raise ValueError(f"greenlist_ratio must be a number in (0, 1), got {ratio!r}.")
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not 0.0 <= bias < float("inf"):
             raise ValueError(f"bias must be a finite number of at least 0, got {bias!r}.")
+        object.__setattr__(self, "bias", float(bias))  # 2 and 2.0 must not derive two keys
         if self.seeding_scheme not in ("lefthash", "selfhash"):
             raise ValueError(f"seeding_scheme must be 'lefthash' or 'selfhash', got {self.seeding_scheme!r}.")
         if self.list_size < 1:
