@@ -9,6 +9,7 @@ from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keys import KeyInfo, SecretKey
 
 if TYPE_CHECKING:
+    from assay.watermark.adapters._chance import WeakMarkWarning
     from assay.watermark.adapters.sequence import generate_sequence
     from assay.watermark.adapters.transformers import for_transformers
     from assay.watermark.dipmark import DipmarkConfig
@@ -44,6 +45,7 @@ __all__ = [
     "SynthIdTextConfig",
     "TournamentConfig",
     "VllmGumbelConfig",
+    "WeakMarkWarning",
     "for_transformers",
     "generate_sequence",
 ]
@@ -65,6 +67,7 @@ _HOMES = {
     "SynthIdTextConfig": "profiles.synthid_text",
     "TournamentConfig": "tournament",
     "VllmGumbelConfig": "profiles.vllm_gumbel",
+    "WeakMarkWarning": "adapters._chance",
     "for_transformers": "adapters.transformers",
     "generate_sequence": "adapters.sequence",
 }

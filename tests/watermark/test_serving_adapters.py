@@ -1,22 +1,19 @@
-"""vLLM and llama.cpp: the adapters against fakes with the engines' exact signatures, and vLLM itself where it is."""
+"""vLLM and llama.cpp: the adapters against fakes that behave as the engines do, see `test_serving_engines.py`."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import types
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fake_vllm import BatchUpdate, LogitsProcessor, MoveDirectionality, SamplingParams
 
 from assay._errors import GenerationError, KeyringError, MissingDependencyError, RevokedKeyError, UnknownKeyError
 from assay.kernels.scoring.decoding import Decoding, warp
@@ -40,57 +37,18 @@ def key_of(config: Any) -> SecretKey:
     return SecretKey(bytes(range(32)), id="k", config=config)
 
 
-# ---------------------------------------------------------------- vLLM's own classes, as far as they are read
-
-
-class MoveDirectionality(Enum):
-    UNIDIRECTIONAL = auto()
-    SWAP = auto()
-
-
-@dataclass(frozen=True)
-class BatchUpdate:
-    batch_size: int
-    removed: Sequence[int]
-    added: Sequence[tuple[int, Any, list[int] | None, list[int]]]
-    moved: Sequence[tuple[int, int, MoveDirectionality]]
-
-
-class LogitsProcessor(ABC):
-    @classmethod
-    def validate_params(cls, sampling_params: Any) -> None:
-        return None
-
-    @abstractmethod
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None: ...
-
-    @abstractmethod
-    def apply(self, logits: torch.Tensor) -> torch.Tensor: ...
-
-    @abstractmethod
-    def is_argmax_invariant(self) -> bool: ...
-
-    @abstractmethod
-    def update_state(self, batch_update: BatchUpdate | None) -> None: ...
-
-
-@dataclass
-class SamplingParams:
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = 1
-    extra_args: dict[str, Any] | None = field(default=None)
+# ---------------------------------------------------------------- vLLM
 
 
 def update(
     added: Sequence[Any] = (), removed: Sequence[int] = (), moved: Sequence[Any] = (), size: int = 8
 ) -> BatchUpdate:
     return BatchUpdate(size, removed, added, moved)
+
+
+def params_of(**settings: Any) -> SamplingParams:
+    """A request whose unmarked draws are keyed, unless it says otherwise."""
+    return SamplingParams(**({"seed": 1} | settings))
 
 
 def logits_of(rows: int, seed: int) -> torch.Tensor:
@@ -103,7 +61,7 @@ def serve(config: Any, prompt: list[int], n: int, params: SamplingParams, others
     output: list[int] = []
     row, busy = others, list(range(others))
     aside = {index: ([7] * index, []) for index in busy}
-    requests.update(update([(i, SamplingParams(seed=i), *aside[i]) for i in busy] + [(row, params, prompt, output)]))
+    requests.update(update([(i, params_of(seed=i), *aside[i]) for i in busy] + [(row, params, prompt, output)]))
     for step in range(n):
         logits = logits_of(1, step).repeat(others + 1, 1)
         before = logits.clone()
@@ -132,8 +90,8 @@ def serve(config: Any, prompt: list[int], n: int, params: SamplingParams, others
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.scheme)
 def test_vllm_rows_follow_their_requests(config: Any) -> None:
     prompt = [3, 1, 4, 1, 5]
-    alone = serve(config, prompt, 18, SamplingParams(temperature=0.7))
-    assert alone == serve(config, prompt, 18, SamplingParams(temperature=0.7), others=3)
+    alone = serve(config, prompt, 18, params_of(temperature=0.7))
+    assert alone == serve(config, prompt, 18, params_of(temperature=0.7), others=3)
     # Oracle: the scheme's own sampler, token by token, on the tempered scores.
     draw = sampler_of(config, use_key(key_of(config)), unmarked_key(f"vllm 1 {prompt}".encode()))
     read = [] if getattr(config, "completion_only", False) else prompt
@@ -146,32 +104,33 @@ def test_vllm_rows_follow_their_requests(config: Any) -> None:
 
 def test_vllm_text_reads_as_vllms_own() -> None:
     config = VllmGumbelConfig()
-    text = serve(config, [1, 2, 3], 40, SamplingParams())
+    text = serve(config, [1, 2, 3], 40, params_of())
     n, score = official_scores(np.array(text, dtype=np.uint32), use_key(key_of(config)), config)
     assert n > 35
     assert score > 2 * n  # mean 1 without the mark: 6 standard deviations
 
 
 def test_vllm_truncation_is_vllms() -> None:
-    # top_k, top_p and min_p leave one token: whatever the key, it is drawn.
-    for settings in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        text = serve(GumbelConfig(), [1, 2, 3, 4], 6, SamplingParams(**settings))  # type: ignore[arg-type]
-        assert text == [int(logits_of(1, step).argmax()) for step in range(6)], settings
-    extra = {"assay_temperature": 1.0, "assay_top_k": 1}  # a greedy engine, the rule beside it
-    text = serve(GumbelConfig(), [1, 2, 3, 4], 6, SamplingParams(temperature=0.0, extra_args=extra))
-    assert text == [int(logits_of(1, step).argmax()) for step in range(6)]
+    logits = [logits_of(1, step)[0].double().numpy() for step in range(6)]
+    # Hardly any mass is left beside the likeliest token: whatever the key, it is drawn.
+    for settings in ({"top_p": 1e-6}, {"min_p": 0.999999}, {"temperature": 1e-4}):
+        text = serve(GumbelConfig(), [1, 2, 3, 4], 6, params_of(**settings))
+        assert text == [int(row.argmax()) for row in logits], settings
+    # A greedy engine with the rule beside it; of three candidates one is drawn, and not always the first.
+    extra = {"assay_temperature": 4.0, "assay_top_k": 3}
+    text = serve(GumbelConfig(), [1, 2, 3, 4], 6, params_of(temperature=0.0, extra_args=extra))
+    ranks = [int((row > row[token]).sum()) for row, token in zip(logits, text, strict=True)]
+    assert max(ranks) in (1, 2)
 
 
 def test_vllm_updates_come_in_order_removed_added_moved() -> None:
     requests = RequestRows(key_of(GumbelConfig()))
     first, second = [1, 2, 3, 4], [9, 8, 7, 6]
-    requests.update(update([(0, SamplingParams(), first, []), (1, SamplingParams(), second, [])]))
+    requests.update(update([(0, params_of(), first, []), (1, params_of(), second, [])]))
     expected = requests.apply(logits_of(1, 5).repeat(2, 1)).argmax(1).tolist()
     # Row 0 leaves and is taken at once by a third request; the second then moves over it, one way.
     requests.update(
-        update(
-            [(0, SamplingParams(), [5, 5, 5, 5], [])], removed=[0], moved=[(1, 0, MoveDirectionality.UNIDIRECTIONAL)]
-        )
+        update([(0, params_of(), [5, 5, 5, 5], [])], removed=[0], moved=[(1, 0, MoveDirectionality.UNIDIRECTIONAL)])
     )
     logits = logits_of(1, 5).repeat(2, 1)
     out = requests.apply(logits.clone())
@@ -179,23 +138,24 @@ def test_vllm_updates_come_in_order_removed_added_moved() -> None:
     assert torch.equal(out[1], logits[1])
     requests.update(None)
     assert torch.equal(requests.apply(logits.clone())[0], out[0])
-    requests.update(update([(0, SamplingParams(extra_args={"assay_watermark": False}), first, [])]))
-    assert torch.equal(requests.apply(logits.clone()), logits)  # the newcomer opted out
+    for off in (False, 0):  # 0 is what HTTP requests say
+        requests.update(update([(0, params_of(extra_args={"assay_watermark": off}), first, [])]))
+        assert torch.equal(requests.apply(logits.clone()), logits)  # the newcomer opted out
 
 
 def test_vllm_seeds() -> None:
     short = [1]  # no context yet: the first tokens are drawn from noise alone
-    text = serve(GumbelConfig(), short, 3, SamplingParams(seed=4))
-    assert text == serve(GumbelConfig(), short, 3, SamplingParams(seed=4))
-    assert text == serve(GumbelConfig(), short, 3, SamplingParams(seed=None, extra_args={"assay_seed": 4}))
-    others = {tuple(serve(GumbelConfig(), short, 3, SamplingParams(seed=None))) for _ in range(4)}
+    text = serve(GumbelConfig(), short, 3, params_of(seed=4))
+    assert text == serve(GumbelConfig(), short, 3, params_of(seed=4))
+    assert text == serve(GumbelConfig(), short, 3, params_of(seed=None, extra_args={"assay_seed": 4}))
+    others = {tuple(serve(GumbelConfig(), short, 3, params_of(seed=None))) for _ in range(4)}
     assert len(others) > 1
 
 
 def test_vllm_placeholders_are_refused() -> None:
     requests = RequestRows(key_of(GumbelConfig()))
     output = [5, -1]
-    requests.update(update([(0, SamplingParams(), [1, 2], output)]))
+    requests.update(update([(0, params_of(), [1, 2], output)]))
     with pytest.raises(GenerationError, match="async_scheduling=False"):
         requests.apply(logits_of(1, 0))
     output[1] = 6
@@ -209,14 +169,18 @@ def test_vllm_placeholders_are_refused() -> None:
         ({"repetition_penalty": 1.1}, "repetition_penalty must be 1 with a watermark"),
         ({"presence_penalty": 0.5}, "presence_penalty must be 0"),
         ({"top_p": 1.5}, "top_p must be"),
+        ({"top_k": 1}, "top_k must be above 1 for a watermark, got 1: .* Or opt out"),
+        ({"min_p": 1.0}, "min_p must be below 1 for a watermark, got 1"),
+        ({"temperature": 0.0, "extra_args": {"assay_temperature": 1.0, "assay_top_k": 1}}, "top_k must be above 1"),
         ({"extra_args": {"assay_watermark": "no"}}, "assay_watermark must be true or false"),
+        ({"extra_args": {"assay_watermark": 2}}, "assay_watermark must be true or false, got 2"),
         ({"extra_args": {"assay_seed": "7"}}, "assay_seed must be an integer"),
         ({"extra_args": {"assay_temperature": "hot"}}, "temperature must be above 0"),
     ],
 )
 def test_vllm_requests_that_cannot_be_marked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        adapter.decoding_of(SamplingParams(**settings))
+        adapter.decoding_of(params_of(**settings))
 
 
 @pytest.fixture
@@ -249,12 +213,12 @@ def test_vllm_class_is_loaded_by_name(fake_vllm: None, environment: Path, tmp_pa
     processor = processor_class(types.SimpleNamespace(), torch.device("cpu"), False)
     assert isinstance(processor, LogitsProcessor)
     assert processor.is_argmax_invariant() is False
-    processor.update_state(update([(0, SamplingParams(), [1, 2, 3, 4], [])]))
+    processor.update_state(update([(0, params_of(), [1, 2, 3, 4], [])]))
     expected = RequestRows(key_of(GumbelConfig()))
-    expected.update(update([(0, SamplingParams(), [1, 2, 3, 4], [])]))
+    expected.update(update([(0, params_of(), [1, 2, 3, 4], [])]))
     assert torch.equal(processor.apply(logits_of(1, 2)), expected.apply(logits_of(1, 2)))
     with pytest.raises(ValueError, match="temperature must be above 0"):
-        processor_class.validate_params(SamplingParams(temperature=0.0))
+        processor_class.validate_params(params_of(temperature=0.0))
     file = tmp_path / "passphrase"
     file.write_text("open sesame\nanything else")
     monkeypatch.delenv("ASSAY_PASSPHRASE")
@@ -302,12 +266,15 @@ def test_keys_that_may_not_embed(make: Callable[[Any], object]) -> None:
 
 
 def complete(mark: Any, prompt: list[int], n: int) -> list[int]:
-    """As llama-cpp-python calls it: all tokens so far (intc), logits of one position (single)."""
+    """As llama-cpp-python calls it: all tokens so far (intc), logits of one position (single, every third word)."""
     tokens = list(prompt)
     for step in range(n):
-        scores = logits_of(1, step)[0].numpy()
-        before = scores.copy()
-        out = mark(np.array(tokens, dtype=np.intc), scores)
+        candidates = np.zeros(V, dtype=np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True))
+        scores = candidates["logit"]
+        scores[:] = before = logits_of(1, step)[0].numpy()
+        ids = np.array(tokens, dtype=np.intc)
+        out = mark(ids, scores)
+        assert mark.check(ids, scores) is False
         assert (out.dtype, out.shape) == (np.float32, scores.shape)
         np.testing.assert_array_equal(scores, before)
         assert (out == 0).sum() == 1
@@ -365,6 +332,8 @@ def test_llama_truncation_against_brute_force() -> None:
     [
         (GumbelConfig(), {"temperature": 0.0}, "temperature must be a positive number"),
         (GumbelConfig(), {"top_k": 1.5}, "top_k must be an integer"),
+        (GumbelConfig(), {"top_k": 1}, "top_k must be above 1 for a watermark, got 1"),
+        (GumbelConfig(), {"min_p": 1}, "min_p must be below 1 for a watermark, got 1"),
         (GumbelConfig(), {"top_p": 0.0}, "top_p must be in"),
         (GumbelConfig(), {"min_p": 2.0}, "min_p must be in"),
         (VllmGumbelConfig(), {}, "prompt_length must be given for scheme 'vllm-gumbel'"),
@@ -376,28 +345,44 @@ def test_llama_settings_are_checked(config: Any, settings: dict[str, Any], messa
         for_llama_cpp(key_of(config), **settings)
 
 
-# ---------------------------------------------------------------- vLLM itself
+def test_llama_cpp_check() -> None:
+    """What llama.cpp loses, since it calls the mark from C, the check raises from Python."""
+    ids, scores = np.array([1, 2, 3], dtype=np.intc), np.zeros(V, dtype=np.float32)
+    with pytest.raises(GenerationError, match=r"without the watermark.*logit_bias"):
+        for_llama_cpp(key_of(GumbelConfig())).check(ids, scores)
+    mark = for_llama_cpp(key_of(GumbelConfig()))
+    mark(ids, scores)
+    assert mark.check() is False
+    ids[0] = 9  # the engine's own array, which it writes into
+    with pytest.raises(GenerationError, match="without the watermark"):
+        mark.check(ids, scores)
+    with pytest.raises(ValueError, match="no id is left") as lost:
+        mark(ids, np.full_like(scores, -np.inf))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no id is left") as found:
+            mark.check(ids, scores)
+        assert found.value is lost.value
 
 
-@pytest.mark.skipif(
-    not (os.environ.get("ASSAY_TEST_VLLM_MODEL") and importlib.util.find_spec("vllm")),
-    reason="needs vLLM and ASSAY_TEST_VLLM_MODEL, the folder of a small model: see docs/how-to/serving.md",
-)
-def test_vllm_itself(environment: Path) -> None:
-    from vllm import LLM
-    from vllm import SamplingParams as RealParams
+@pytest.mark.parametrize("refused", ["grammar", "draft_model"])
+def test_llama_cpp_calls_that_would_undo_the_mark(refused: str) -> None:
+    class Llama:
+        """As llama-cpp-python's class: `sample` calls the sampler, which calls the mark from inside."""
 
-    from assay.detection.detect import detect
+        draft_model: object = None
 
-    llm = LLM(
-        os.environ["ASSAY_TEST_VLLM_MODEL"],
-        dtype="float32",
-        enforce_eager=True,
-        async_scheduling=False,
-        logits_processors=["assay.watermark.adapters.vllm:WatermarkLogitsProcessor"],
-    )
-    on = RealParams(temperature=1.0, max_tokens=80, seed=1, ignore_eos=True)
-    off = RealParams(temperature=1.0, max_tokens=80, seed=1, ignore_eos=True, extra_args={"assay_watermark": False})
-    marked, plain = (out.outputs[0].token_ids for out in llm.generate(["Once upon a time"] * 2, [on, off]))
-    assert detect(list(marked), key_of(GumbelConfig())).pvalue < 1e-4
-    assert detect(list(plain), key_of(GumbelConfig())).pvalue > 1e-4
+        def sample(self, grammar: object = None) -> object:
+            return self._call()
+
+        def _call(self) -> object:
+            return mark(np.array([1, 2, 3], dtype=np.intc), np.zeros(V, dtype=np.float32))
+
+    mark, llama = for_llama_cpp(key_of(GumbelConfig())), Llama()
+    llama.sample()
+    assert mark.check() is False
+    if refused == "draft_model":
+        llama.draft_model = object()
+    with pytest.raises(GenerationError, match=f"{refused} must be None for a watermark"):
+        llama.sample(grammar=object() if refused == "grammar" else None)
+    with pytest.raises(GenerationError, match=f"{refused} must be None for a watermark"):
+        mark.check()

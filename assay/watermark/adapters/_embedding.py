@@ -6,15 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from assay._errors import RevokedKeyError
+from assay.watermark.adapters._chance import Watched
 from assay.watermark.gumbel import unmarked_key
 from assay.watermark.keys import SecretKey, use_key
 from assay.watermark.schemes import Sampler, sampler_of
 
 
 def embedding_sampler(key: SecretKey, seed: bytes, payload: int | None = None) -> Sampler:
-    """How an active key draws tokens; the seed keys all randomness that is not the mark.
+    """How an active key draws the tokens of one call or request; the seed keys all randomness that is not the mark.
 
-    `payload` is what the text is to carry, None for schemes that carry none.
+    `payload` is what the text is to carry, None for schemes that carry none. What it gives warns where the texts were
+    all but decided; see `Watched`.
 
     Raises
     ------
@@ -31,7 +33,7 @@ def embedding_sampler(key: SecretKey, seed: bytes, payload: int | None = None) -
         raise RevokedKeyError(
             f"key {key.id!r} is {key.state}: it may not embed. Use an active key, or make one with `assay keys rotate`."
         )
-    return sampler_of(key.config, use_key(key), unmarked_key(seed), payload=payload)
+    return Watched(sampler_of(key.config, use_key(key), unmarked_key(seed), payload=payload))
 
 
 def completion_only(key: SecretKey) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay._errors import MissingDependencyError, RevokedKeyError
+from assay.watermark.adapters._chance import Watched, check_candidates
 from assay.watermark.keys import SecretKey, use_key
 from assay.watermark.sequence import SequenceDecoder, config_of
 
@@ -59,7 +60,7 @@ def generate_sequence(
     max_new_tokens
         Largest length; the text ends earlier with an end-of-sequence token.
     temperature, top_k, top_p, min_p
-        The decoding rule.
+        The decoding rule; top_k above 1 and min_p below 1.
 
     Returns
     -------
@@ -71,12 +72,18 @@ def generate_sequence(
         If the key is retired or revoked.
     ValueError
         If the key is of another scheme, the nonce is short, or an argument is out of range.
+
+    Warns
+    -----
+    WeakMarkWarning
+        If the first 64 tokens were all but decided, as by a temperature near 0, so that hardly a mark is in them.
     """
     config = config_of(key)
     if key.state != "active":
         raise RevokedKeyError(
             f"key {key.id!r} is {key.state}: it may not embed. Use an active key, or make one with `assay keys rotate`."
         )
+    check_candidates(top_k=top_k, min_p=min_p)
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError("tokenizer must be given with a prompt that is a string. Or pass token ids.")
@@ -87,7 +94,7 @@ def generate_sequence(
     texts = continuations(
         model,
         prompt_ids,
-        SequenceDecoder(use_key(key), [nonce], config),
+        Watched(SequenceDecoder(use_key(key), [nonce], config)),
         rows=1,
         tokens=max_new_tokens,
         decoding=Decoding(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from assay._errors import GenerationError, MissingDependencyError
 from assay.kernels import race
+from assay.watermark.adapters._chance import check_candidates
 from assay.watermark.adapters._embedding import completion_only, embedding_sampler
 from assay.watermark.keys import SecretKey
 from assay.watermark.schemes import Sampler
@@ -70,8 +71,14 @@ def for_transformers(
         If the key is for signing or for a scheme that does not draw token by token, or `pad_token_id` or `seed` is out
         of range.
     GenerationError
-        From `generate`: for greedy decoding, also by top_k=1, beam search and continuous batching, where the mark would
-        be absent or the law of the text wrong.
+        From `generate`: for greedy decoding, also by top_k=1, top_p=0 or min_p=1, beam search and continuous batching,
+        where the mark would be absent or the law of the text wrong.
+
+    Warns
+    -----
+    WeakMarkWarning
+        From `generate`, once in a call: if the first 64 tokens of every row were all but decided, as by a temperature
+        near 0, so that hardly a mark is in them.
 
     Notes
     -----
@@ -201,11 +208,8 @@ def _call_settings(watermark: _PerCallWatermark) -> tuple[Any, int]:
             f"do_sample must be True for a watermark, got {settings.do_sample}: greedy decoding has no randomness to "
             "key. Call generate(..., do_sample=True); a low temperature stays close to greedy."
         )
-    if getattr(settings, "top_k", None) == 1:
-        raise GenerationError(
-            "top_k must be above 1 for a watermark, got 1: one candidate leaves no randomness to key. Leave it out, or "
-            "raise it; `assay plan` says how many tokens a setting needs."
-        )
+    top_k, top_p, min_p = (getattr(settings, name, None) for name in ("top_k", "top_p", "min_p"))
+    check_candidates(top_k=top_k, top_p=top_p, min_p=min_p)
     return settings, int(seen["input_ids_seq_length"])
 
 

@@ -2,7 +2,7 @@
 
 vLLM calls logits processors before temperature and truncation, so both are done here, from the request's own settings.
 What comes back is one-hot, which temperature, top-k, top-p and min-p do not change: the engine then draws that token
-with certainty. Source: `vllm.v1.sample.logits_processor` (interface), read at 0.32.
+with certainty. Source: `vllm.v1.sample.logits_processor` (interface); run with 0.32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from assay._errors import GenerationError, KeyringError, MissingDependencyError
+from assay.watermark.adapters._chance import check_candidates
 from assay.watermark.adapters._embedding import completion_only, embedding_sampler, next_token
 from assay.watermark.keys import SecretKey
 
@@ -72,19 +73,21 @@ def key_from_environment() -> SecretKey:
 def decoding_of(params: Any) -> tuple[Decoding, Decoding] | None:
     """The request's decoding rule, in vLLM's order: temperature and min-p, then top-k and top-p; None if opted out.
 
-    `SamplingParams.extra_args` may hold "assay_watermark": False, which leaves the request unmarked, and
+    `SamplingParams.extra_args` may hold "assay_watermark": False or 0, which leaves the request unmarked, and
     "assay_temperature", "assay_top_k", "assay_top_p", "assay_min_p", which stand in for the engine's own settings.
 
     Raises
     ------
     ValueError
-        If the request is greedy, uses penalties, which vLLM applies too late to matter, or a setting is out of range.
+        If the request is greedy, also by top_k=1 or min_p=1, uses penalties, which vLLM applies too late to matter, or
+        a setting is out of range.
     """
     from assay.kernels.scoring.decoding import Decoding
 
     extra = params.extra_args or {}
     switch = extra.get(_SWITCH, True)
-    if not isinstance(switch, bool):
+    # Over HTTP vLLM takes texts and numbers alone, and turns false into 0.
+    if not isinstance(switch, int) or switch not in (0, 1):
         raise ValueError(f"{_SWITCH} must be true or false, got {switch!r}.")
     if not switch:
         return None
@@ -104,7 +107,10 @@ def decoding_of(params: Any) -> tuple[Decoding, Decoding] | None:
                 f'token is drawn. Leave it out, or opt out with extra_args={{"{_SWITCH}": false}}.'
             )
     first = Decoding(temperature=float(temperature), min_p=min_p or None)
-    return first, Decoding(top_k=top_k if top_k and top_k > 0 else None, top_p=top_p)
+    second = Decoding(top_k=top_k if top_k and top_k > 0 else None, top_p=top_p)
+    otherwise = f' Or opt out with extra_args={{"{_SWITCH}": false}}.'
+    check_candidates(top_k=second.top_k, min_p=first.min_p, otherwise=otherwise)
+    return first, second
 
 
 class RequestRows:
