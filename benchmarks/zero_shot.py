@@ -1,7 +1,7 @@
 """Human or LLM: error rates and power of calibrated scores on a labelled collection.
 
     python benchmarks/zero_shot.py FOLDER [--model PATH ...] [--other PATH] [--out results.json]
-    python benchmarks/zero_shot.py FOLDER --only-discoveries
+    python benchmarks/zero_shot.py FOLDER --only-discoveries [--out results.json]
 
 FOLDER holds .jsonl.gz files with the fields text, label (human or llm), model and domain. Prints a table per question,
 in Markdown: which share of human texts is flagged at nominal 1 % and 5 %, by every way of calibrating and by the ways
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--other", help="a second model over the first one's vocabulary, for Binoculars")
     parser.add_argument("--only-discoveries", action="store_true", help="false discovery rates alone")
     parser.add_argument("--score", default="curvature", help="the score of the tables on error rates")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON; what --only-discoveries finds is added to an older run's")
     options = parser.parse_args()
     rows = documents(options.folder)
     if options.only_discoveries:
@@ -262,7 +262,10 @@ def main() -> None:
         show(title + "machine texts of the collection", DISCOVERIES, fdr)
         kept[name] |= {"false_positives": fpr, "across_domains": shift, "discoveries": fdr}
     if options.out:
-        options.out.write_text(json.dumps({"commit": commit.stdout.strip(), "tables": kept}, indent=1) + "\n")
+        made: dict[str, Any] = {"commit": commit.stdout.strip(), "tables": kept}
+        if options.only_discoveries and options.out.exists():  # beside the whole run, under its own commit
+            made = json.loads(options.out.read_text()) | {"only_discoveries": made}
+        options.out.write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

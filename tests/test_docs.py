@@ -283,6 +283,31 @@ def test_the_site_builds_without_warnings(site: Path) -> None:
     assert len(pages) == len(list(DOCS.rglob("*.md"))) + 1  # and 404.html
 
 
+def test_what_a_program_prints_is_wrapped(site: Path) -> None:
+    """The style needs the language in the markup; without it the sentence that reads the p-value is cut off."""
+    home = (site / "index.html").read_text(encoding="utf-8")
+    assert re.search(r'<div class="[^"]*\blanguage-text\b', home)
+    assert re.search(
+        r"\.language-text code \{\s*white-space: pre-wrap;", (site / "site.css").read_text(encoding="utf-8")
+    )
+
+
+def test_page_one_installs_and_reads_a_pvalue() -> None:
+    home = (DOCS / "index.md").read_text(encoding="utf-8")
+    parts = ("Assay tests where text came from", "make demo", "README.md:ten-lines", "is the p-value.")
+    places = [home.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_every_scheme_has_its_null_law_on_one_page() -> None:
+    from assay.watermark.schemes import _HOMES
+
+    page = (DOCS / "explanation" / "tests-and-null-laws.md").read_text(encoding="utf-8")
+    table = page.split("## Scheme by scheme")[1].split("\n## ")[0]
+    listed = {name.strip() for row in re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE) for name in row.split(",")}
+    assert listed - {"scheme", "---"} == _HOMES.keys() - {"ed25519"}
+
+
 def test_pages_of_the_site_fetch_nothing_from_elsewhere(site: Path) -> None:
     loading = re.compile(
         r"<(?:script|img|iframe|link|source)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", re.IGNORECASE
