@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,69 +13,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import LIMIT_S, command, finish, outcome, rows_in_manifest, write_corpus
 from pyarrow import parquet
 
-from assay.watermark.keyring import Keyring
 from assay.watermark.keys import SecretKey
 
 DOCUMENTS = 1500
 SHARD_ROWS = 25
 SHARDS = DOCUMENTS // SHARD_ROWS
-LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, make_key: Callable[..., SecretKey], human_text: str) -> Path:
     """A keyring, and 1500 passages in four files with every 100th row bad."""
     folder = tmp_path_factory.mktemp("kill")
-    with pytest.warns(UserWarning, match="not encrypted"):
-        Keyring.create(folder / "keys.json", development=True).add(make_key(1))
-    rng = np.random.default_rng(2)
-    (folder / "corpus").mkdir()
-    rows = []
-    for i in range(DOCUMENTS):
-        start = int(rng.integers(len(human_text) - 300))
-        rows.append(json.dumps({"id": i, "text": human_text[start : start + int(rng.integers(20, 300))]}))
-    for i in range(0, DOCUMENTS, 100):
-        rows[i] = "{bad"
-    for k in range(4):
-        (folder / f"corpus/{k}.jsonl").write_text("\n".join(rows[k::4]))
+    write_corpus(folder, make_key(1), human_text, documents=DOCUMENTS, files=4, shortest=20, longest=300)
     return folder
 
 
 def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
-    arguments = ["corpus", "--key", "test-1", "--out", out, "--id-column", "id", "--workers", "2"]
-    arguments += ["--shard-rows", str(SHARD_ROWS)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "assay", "detect", *arguments],
-        cwd=folder,
-        env=os.environ | {"ASSAY_KEYRING": "keys.json"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    _, messages = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 3, messages.decode()
+    return command(folder, out, "--workers", "2", "--shard-rows", str(SHARD_ROWS))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path) -> tuple[bytes, bytes]:
     finish(start(folder, "uninterrupted"))
     return outcome(folder / "uninterrupted")
-
-
-def outcome(out: Path) -> tuple[bytes, bytes]:
-    return (out / "results.parquet").read_bytes(), (out / "rejects.jsonl").read_bytes()
-
-
-def rows_in_manifest(out: Path) -> int:
-    try:
-        return (out / "ledger/manifest.jsonl").read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
 
 
 def storm(folder: Path, out: str, kills: int, seed: int) -> list[int]:

@@ -26,6 +26,7 @@ import assay
 from assay._errors import RunError
 from assay.cli import app
 from assay.detection.corpus import RunSummary, pool, run
+from assay.detection.corpus.dispatch import Queue
 from assay.detection.corpus.key_tests import KeyTests
 from assay.detection.corpus.shards import Shard
 from assay.detection.gumbel import documents_test
@@ -283,15 +284,16 @@ def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"CUDA_VISIBLE_DEVICES=GPU-7" in environment
 
     monkeypatch.setattr(pool, "_start", lambda setup, gpu: pool._Worker(*[None] * 2, gpu))  # type: ignore[list-item]
-    five = pool.Pool(iter(()), b"", 5, ["a", "b"])
-    five.waiting.extend(Shard(index) for index in range(5))
-    five._hand_out()
+    five, queue = pool.Pool(b"", 5, ["a", "b"]), Queue(map(Shard, range(5)), 5)
+    while queue.read():
+        pass
+    five.hand_out(queue)
     assert [worker.gpu for worker in five.workers] == ["a", "b", "a", "b", "a"]
     del five.workers[2], five.workers[0]  # two died; the others started long ago
     for survivor in five.workers:
         survivor.ready = True
         survivor.shard = Shard(9)
-    five._hand_out()
+    five.hand_out(queue)
     assert [worker.gpu for worker in five.workers[3:]] == ["a", "a"]
 
 

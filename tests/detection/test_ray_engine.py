@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,24 +19,24 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.exceptions import InvalidTag
+from killing import LIMIT_S, command, finish, outcome, rows_in_manifest, write_corpus
 from pyarrow import parquet
 from typer.testing import CliRunner
 
 from assay._errors import RunError
 from assay.cli import app
 from assay.detection.corpus import pool, ray_engine, run
-from assay.detection.corpus.key_tests import DetectionKey, KeyTests
+from assay.detection.corpus.dispatch import Lost
+from assay.detection.corpus.key_tests import KeyTests
+from assay.detection.corpus.keys import DetectionKey
 from assay.detection.corpus.ledger import ShardRecord
-from assay.detection.corpus.pool import Lost
 from assay.detection.corpus.reading import Document
 from assay.detection.corpus.shards import Shard
 from assay.detection.corpus.subject import Setup
 from assay.detection.text import load_tokenizer
-from assay.watermark.keyring import Keyring
 from assay.watermark.keys import SecretKey, use_key
 
 MakeKey = Callable[..., SecretKey]
-LIMIT_S = 240
 NO_RAY = "this test starts a Ray cluster: pip install 'assay[ray]'"
 
 
@@ -150,7 +149,7 @@ def record_of(shard: Shard) -> ShardRecord:
 
 def answers(fake: FakeRay, setup: Setup, shards: int = 6, count: int = 2) -> list[Any]:
     texts = (shard_of(index, "text") for index in range(shards))
-    return list(ray_engine._Cluster(fake, texts, setup, count, setup.folder).answers())
+    return list(ray_engine._Cluster(fake, setup, count, setup.folder).answers(texts))
 
 
 def test_shards_of_a_lost_machine_are_tested_again(setup: Setup) -> None:
@@ -246,46 +245,18 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": Fal
 def folder(tmp_path_factory: pytest.TempPathFactory, make_key: MakeKey, human_text: str) -> Path:
     """A keyring, and 1200 passages in three files with every 100th row bad."""
     folder = tmp_path_factory.mktemp("ray")
-    with pytest.warns(UserWarning, match="not encrypted"):
-        Keyring.create(folder / "keys.json", development=True).add(make_key(1))
-    rng = np.random.default_rng(2)
-    (folder / "corpus").mkdir()
-    rows = []
-    for i in range(DOCUMENTS):
-        start = int(rng.integers(len(human_text) - 2000))
-        rows.append(json.dumps({"id": i, "text": human_text[start : start + int(rng.integers(200, 2000))]}))
-    for i in range(0, DOCUMENTS, 100):
-        rows[i] = "{bad"
-    for k in range(3):
-        (folder / f"corpus/{k}.jsonl").write_text("\n".join(rows[k::3]))
+    write_corpus(folder, make_key(1), human_text, documents=DOCUMENTS, files=3, shortest=200, longest=2000)
     return folder
 
 
-def command(folder: Path, out: str, *more: str) -> subprocess.Popen[bytes]:
-    arguments = ["corpus", "--key", "test-1", "--out", out, "--id-column", "id", "--shard-rows", str(SHARD_ROWS)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "assay", "detect", *arguments, *more],
-        cwd=folder,
-        env=os.environ | {"ASSAY_KEYRING": "keys.json", "ASSAY_PASSPHRASE": "hunter2"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    _, messages = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 3, messages.decode()
-
-
-def outcome(out: Path) -> tuple[bytes, bytes]:
-    return (out / "results.parquet").read_bytes(), (out / "rejects.jsonl").read_bytes()
+def start(folder: Path, out: str, *more: str) -> subprocess.Popen[bytes]:
+    return command(folder, out, "--shard-rows", str(SHARD_ROWS), *more)
 
 
 @pytest.fixture(scope="module")
 def local(folder: Path) -> tuple[bytes, bytes]:
     """What the local engine writes."""
-    finish(command(folder, "local", "--workers", "1"))
+    finish(start(folder, "local", "--workers", "1"))
     return outcome(folder / "local")
 
 
@@ -324,13 +295,6 @@ def processes() -> dict[str, list[int]]:
         "actor": [pid for pid, line in ours.items() if line.startswith(b"ray::Slot")],
         "worker": [pid for pid, line in ours.items() if b"assay.detection.corpus.worker" in line],
     }
-
-
-def rows_in_manifest(out: Path) -> int:
-    try:
-        return (out / "ledger/manifest.jsonl").read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
 
 
 def shards_in_manifest(out: Path) -> set[int]:
@@ -380,7 +344,7 @@ def check(folder: Path, out: str, local: tuple[bytes, bytes]) -> None:
 
 @pytest.mark.slow
 def test_two_nodes_give_the_bytes_of_the_local_engine(folder: Path, local: tuple[bytes, bytes], cluster: Any) -> None:
-    process = command(folder, "two-nodes", "--engine", "ray", "--address", cluster.address)
+    process = start(folder, "two-nodes", "--engine", "ray", "--address", cluster.address)
     await_rows(process, folder / "two-nodes", 5)
     await_both = time.monotonic() + 60
     slots: set[int] = set()
@@ -401,7 +365,7 @@ def test_workers_actors_writers_and_drivers_are_killed(
     rng = np.random.default_rng(seed)
     victims = np.concatenate([rng.permutation(["worker", "actor", "writer", "driver"]) for _ in range(2)])
     arguments = ["--engine", "ray", "--address", cluster.address]
-    process, hit = command(folder, out, *arguments), Counter[str]()
+    process, hit = start(folder, out, *arguments), Counter[str]()
     for victim in victims:
         await_settled(process, folder / out, more=int(rng.integers(0, 3)))
         time.sleep(float(rng.uniform(0, 0.05)))
@@ -411,7 +375,7 @@ def test_workers_actors_writers_and_drivers_are_killed(
             process.kill()
             process.communicate(timeout=LIMIT_S)
             hit["driver"] += 1
-            process = command(folder, out, *arguments)
+            process = start(folder, out, *arguments)
             continue
         if victim == "writer" and not await_write(process, folder / out):
             continue
@@ -430,7 +394,7 @@ def test_a_node_is_lost_and_the_driver_too_and_the_local_engine_resumes(
     folder: Path, local: tuple[bytes, bytes], cluster: Any
 ) -> None:
     out = folder / "node"
-    process = command(folder, "node", "--engine", "ray", "--address", cluster.address)
+    process = start(folder, "node", "--engine", "ray", "--address", cluster.address)
     await_rows(process, out, 8)
     cluster.remove_node(next(node for node in cluster.worker_nodes), allow_graceful=False)
     await_rows(process, out, rows_in_manifest(out) + 8)  # the other node goes on
@@ -439,7 +403,7 @@ def test_a_node_is_lost_and_the_driver_too_and_the_local_engine_resumes(
     process.kill()
     process.communicate(timeout=LIMIT_S)
     assert 16 < rows_in_manifest(out) < SHARDS
-    finish(command(folder, "node", "--workers", "1"))
+    finish(start(folder, "node", "--workers", "1"))
     check(folder, "node", local)
 
 
@@ -448,13 +412,13 @@ def test_a_local_run_that_was_killed_ends_on_the_cluster(
     folder: Path, local: tuple[bytes, bytes], cluster: Any
 ) -> None:
     out = folder / "from-local"
-    process = command(folder, "from-local", "--workers", "1")
+    process = start(folder, "from-local", "--workers", "1")
     await_rows(process, out, 20)
     process.kill()
     process.communicate(timeout=LIMIT_S)
     done = shards_in_manifest(out)
     assert 10 < len(done) < SHARDS
-    finish(command(folder, "from-local", "--engine", "ray", "--address", cluster.address))
+    finish(start(folder, "from-local", "--engine", "ray", "--address", cluster.address))
     rows = [json.loads(line) for line in (out / "ledger/manifest.jsonl").read_bytes().splitlines()]
     counted = Counter(row["shard"] for row in rows if row["kind"] == "shard")
     assert counted == Counter(range(SHARDS))  # none of those that were done was done again
@@ -510,7 +474,7 @@ def test_no_secret_is_left_by_a_cluster_of_its_own(
     key = make_key(1)
     words = use_key(key)
     secrets = [key._secret, words.tobytes(), key._secret.hex().encode(), words.tobytes().hex().encode(), b"hunter2"]
-    process = command(folder, "own", "--engine", "ray", "--address", "local", "--workers", "1")
+    process = start(folder, "own", "--engine", "ray", "--address", "local", "--workers", "1")
     await_rows(process, folder / "own", 10)
     seen, sessions = b"", set()
     for pid, line in descendants(process.pid).items():

@@ -23,7 +23,6 @@ from assay.conformal.human import calibrate
 from assay.conformal.human_corpus import HumanTests, run_human
 from assay.detection.corpus import pool, ray_engine
 from assay.detection.corpus.key_tests import KeyTests
-from assay.detection.corpus.shards import Shard
 from assay.detection.corpus.subject import Setup
 from assay.detection.text import load_tokenizer
 from assay.kernels.scoring.model import ModelScorer
@@ -80,8 +79,7 @@ def test_a_slot_asks_for_a_gpu_only_where_the_model_runs_on_one(
         asked.append(options)
         return lambda cls: cls
 
-    no_shards: Iterator[Shard] = iter(())
-    ray_engine._Cluster(SimpleNamespace(remote=remote), no_shards, setup_of(calibration, device), 1, Path("sign"))
+    ray_engine._Cluster(SimpleNamespace(remote=remote), setup_of(calibration, device), 1, Path("sign"))
     assert asked == [{"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, **gpu}]
 
 

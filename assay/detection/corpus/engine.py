@@ -21,6 +21,7 @@ import orjson
 from assay import __version__
 from assay._errors import RunError
 from assay.detection.corpus import pool, ray_engine
+from assay.detection.corpus.dispatch import Answer, Lost
 from assay.detection.corpus.ledger import Ledger, ShardRecord, open_ledger, write_atomically
 from assay.detection.corpus.progress import shown
 from assay.detection.corpus.reading import Columns, Reject, read
@@ -122,7 +123,7 @@ def _check_options(fdr: float, shard_rows: int, shard_characters: int) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
 
 
-_Answers = Generator[ShardRecord | pool.Lost, None, None]
+_Answers = Generator[Answer, None, None]
 _Tester = Callable[[Iterator[Shard], Setup], _Answers]
 
 
@@ -194,7 +195,7 @@ def _records(answers: _Answers, setup: Setup) -> Generator[ShardRecord, None, No
             yield answer if isinstance(answer, ShardRecord) else _write_lost(answer, setup)
 
 
-def _write_lost(lost: pool.Lost, setup: Setup) -> ShardRecord:
+def _write_lost(lost: Lost, setup: Setup) -> ShardRecord:
     """All documents of a shard that killed its workers go to the rejects."""
     times = "twice" if lost.times == 2 else f"{lost.times} times"
     rejects = [

@@ -1,4 +1,4 @@
-"""Worker processes and the shards they hold: one shard per worker, read ahead meanwhile, a dead worker replaced.
+"""Worker processes and the shards they hold: one shard per worker, a dead worker replaced.
 
 Processes start through a plain command instead of multiprocessing's spawn: a script that calls `run` then needs no
 `if __name__ == "__main__"`, and a notebook or an interpreter reading from a pipe works as well.
@@ -13,13 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
 from assay._errors import RunError
+from assay.detection.corpus.dispatch import Answer, Lost, Queue, answers
 from assay.detection.corpus.ledger import ShardRecord
 from assay.detection.corpus.shards import Shard
 from assay.detection.corpus.subject import Setup
@@ -39,15 +39,6 @@ main(connection, setup, int(sys.argv[2]))
 """
 _STARTS = 3  # workers that may die while starting before the run gives up
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A shard that its workers died of: how the last of them ended, and how many there were."""
-
-    shard: Shard
-    ending: str
-    times: int = 2
 
 
 @dataclass(eq=False)
@@ -98,58 +89,46 @@ def _no_interrupts() -> Iterator[None]:
 
 
 class Pool:
-    """Worker processes and what they hold, made by `work` or by a slot of a cluster; `setup` is a pickled `Setup`."""
+    """Worker processes and what they hold, made by `work` or by a slot of a cluster; a `dispatch.Team`.
 
-    def __init__(self, shards: Iterator[Shard], setup: bytes, count: int, gpus: Sequence[str] = ()) -> None:
-        self.shards = shards
+    `setup` is a pickled `Setup`, `count` the largest number of processes.
+    """
+
+    def __init__(self, setup: bytes, count: int, gpus: Sequence[str] = ()) -> None:
         self.setup = setup
         self.count = count
         self.gpus = gpus
         self.workers: list[_Worker] = []
-        self.waiting: deque[Shard] = deque()
-        self.exhausted = False
         self.tried: set[int] = set()
         self.failed_starts = 0
 
-    def answer(self, shard: Shard) -> ShardRecord | Lost:
-        """The answer to one more shard, by workers that stay."""
-        self.shards, self.exhausted = iter([shard]), False
-        return next(self.answers())
+    def answers(self, shards: Iterator[Shard]) -> Iterator[Answer]:
+        """The answers to all shards, as they come; the workers stay for further ones."""
+        return answers(Queue(shards, self.count), self)
 
-    def answers(self) -> Iterator[ShardRecord | Lost]:
-        """The answers to all shards, as they come."""
-        while True:
-            self._hand_out()
-            busy = any(worker.shard is not None for worker in self.workers)
-            if not self.exhausted and len(self.waiting) < self.count:
-                self._read_one()
-                timeout: float | None = 0
-            elif busy or self.waiting:
-                timeout = None
-            else:
-                return
-            for connection in wait([worker.connection for worker in self.workers], timeout):
-                worker = next(worker for worker in self.workers if worker.connection is connection)
-                answer = self._receive(worker)
-                if answer is not None:
-                    yield answer
+    @property
+    def busy(self) -> bool:
+        """See `dispatch.Team`."""
+        return any(worker.shard is not None for worker in self.workers)
 
-    def _read_one(self) -> None:
-        shard = next(self.shards, None)
-        if shard is None:
-            self.exhausted = True
-        else:
-            self.waiting.append(shard)
-
-    def _hand_out(self) -> None:
+    def hand_out(self, queue: Queue) -> None:
+        """See `dispatch.Team`."""
         for worker in self.workers:
-            if worker.ready and worker.shard is None and self.waiting:
-                worker.shard = self.waiting.popleft()
+            if worker.ready and worker.shard is None and queue:
+                worker.shard = queue.take()
                 with contextlib.suppress(ConnectionError):  # as above
                     worker.connection.send(worker.shard)
         starting = sum(not worker.ready for worker in self.workers)
-        for _ in range(min(len(self.waiting) - starting, self.count - len(self.workers))):
+        for _ in range(min(len(queue) - starting, self.count - len(self.workers))):
             self.workers.append(_start(self.setup, self._gpu()))
+
+    def receive(self, queue: Queue, timeout: float | None) -> Iterator[Answer]:
+        """See `dispatch.Team`."""
+        for connection in wait([worker.connection for worker in self.workers], timeout):
+            worker = next(worker for worker in self.workers if worker.connection is connection)
+            answer = self._answer_of(worker, queue)
+            if answer is not None:
+                yield answer
 
     def _gpu(self) -> str | None:
         """The GPU that the fewest workers use."""
@@ -158,11 +137,11 @@ class Pool:
         used = [worker.gpu for worker in self.workers]
         return min(self.gpus, key=used.count)
 
-    def _receive(self, worker: _Worker) -> ShardRecord | Lost | None:
+    def _answer_of(self, worker: _Worker, queue: Queue) -> Answer | None:
         try:
             answer = worker.connection.recv()
         except (EOFError, ConnectionError):
-            return self._bury(worker)
+            return self._bury(worker, queue)
         if answer == "ready":
             worker.ready = True
             return None
@@ -171,7 +150,7 @@ class Pool:
         worker.shard = None
         return cast(ShardRecord, answer)
 
-    def _bury(self, worker: _Worker) -> Lost | None:
+    def _bury(self, worker: _Worker, queue: Queue) -> Lost | None:
         worker.connection.close()
         code = worker.process.wait()
         self.workers.remove(worker)
@@ -187,7 +166,7 @@ class Pool:
         if shard.index in self.tried:
             return Lost(shard, ending)
         self.tried.add(shard.index)
-        self.waiting.appendleft(shard)
+        queue.put_back(shard)
         return None
 
     def close(self) -> None:
@@ -198,9 +177,7 @@ class Pool:
             worker.connection.close()
 
 
-def work(
-    shards: Iterator[Shard], setup: Setup, count: int, gpus: Sequence[str] = ()
-) -> Generator[ShardRecord | Lost, None, None]:
+def work(shards: Iterator[Shard], setup: Setup, count: int, gpus: Sequence[str] = ()) -> Generator[Answer, None, None]:
     """Test shards in worker processes.
 
     Parameters
@@ -223,8 +200,8 @@ def work(
     RunError
         If a shard's files cannot be written or workers cannot start.
     """
-    pool = Pool(shards, pickle.dumps(setup), count, gpus)
+    pool = Pool(pickle.dumps(setup), count, gpus)
     try:
-        yield from pool.answers()
+        yield from pool.answers(shards)
     finally:
         pool.close()

@@ -16,7 +16,7 @@ import pickle
 import secrets
 import socket
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from assay import __version__
 from assay._errors import MissingDependencyError, RunError
+from assay.detection.corpus.dispatch import Answer, Lost, Queue, answers
 from assay.detection.corpus.ledger import ShardRecord
-from assay.detection.corpus.pool import Lost, Pool
+from assay.detection.corpus.pool import Pool
 from assay.detection.corpus.shards import Shard
 from assay.detection.corpus.subject import Setup
 
@@ -56,12 +57,12 @@ class Slot:
                 f"out: {str(Path(sign).parent)!r} is not the same folder on every machine of the cluster. "
                 "Choose an --out that all of them share."
             )
-        self._pool = Pool(iter(()), setup, 1)
+        self._pool = Pool(setup, 1)
 
     def test(self, shard: Shard) -> ShardRecord | str:
         """The record of a shard whose files are on the disk, or how its second worker process died."""
         assert self._pool is not None  # noqa: S101  # the driver starts a slot before it hands it a shard
-        answer = self._pool.answer(shard)
+        (answer,) = self._pool.answers(iter([shard]))
         return answer.ending if isinstance(answer, Lost) else answer
 
 
@@ -91,9 +92,10 @@ class _Held:
 
 
 class _Cluster:
-    def __init__(self, ray: Any, shards: Iterator[Shard], setup: Setup, count: int, sign: Path) -> None:
+    """The slots and what they hold, as the driver sees them; a `dispatch.Team`."""
+
+    def __init__(self, ray: Any, setup: Setup, count: int, sign: Path) -> None:
         self.ray = ray
-        self.shards = shards
         self.setup = pickle.dumps(setup)
         self.count = count
         self.sign = str(sign)
@@ -102,47 +104,35 @@ class _Cluster:
         # No retries by Ray: it would repeat shards that the ledger no longer asks for.
         self.actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, **gpu)(Slot)
         self.held: list[_Held] = []
-        self.waiting: deque[Shard] = deque()
-        self.exhausted = False
         self.losses: Counter[int] = Counter()
         self.failed_starts = 0
 
-    def answers(self) -> Iterator[ShardRecord | Lost]:
-        while True:
-            self._hand_out()
-            busy = any(slot.shard is not None for slot in self.held)
-            if not self.exhausted and len(self.waiting) < self.count:
-                self._read_one()
-                timeout: float | None = 0
-            elif busy or self.waiting:
-                timeout = None
-            else:
-                return
-            asked = {slot.asked: slot for slot in self.held if slot.asked is not None}
-            done, _ = self.ray.wait(list(asked), timeout=timeout) if asked else ([], [])
-            for each in done:
-                answer = self._receive(asked[each])
-                if answer is not None:
-                    yield answer
+    def answers(self, shards: Iterator[Shard]) -> Iterator[Answer]:
+        return answers(Queue(shards, self.count), self)
 
-    def _read_one(self) -> None:
-        shard = next(self.shards, None)
-        if shard is None:
-            self.exhausted = True
-        else:
-            self.waiting.append(shard)
+    @property
+    def busy(self) -> bool:
+        return any(slot.shard is not None for slot in self.held)
 
-    def _hand_out(self) -> None:
+    def hand_out(self, queue: Queue) -> None:
         for slot in self.held:
-            if slot.asked is None and self.waiting:
-                slot.shard = self.waiting.popleft()
+            if slot.asked is None and queue:
+                slot.shard = queue.take()
                 slot.question, slot.asked = "test", slot.actor.test.remote(slot.shard)
         starting = sum(slot.shard is None for slot in self.held)
-        for _ in range(min(len(self.waiting) - starting, self.count - len(self.held))):
+        for _ in range(min(len(queue) - starting, self.count - len(self.held))):
             actor = self.actor.remote()
             self.held.append(_Held(actor, actor.introduce.remote()))
 
-    def _receive(self, slot: _Held) -> ShardRecord | Lost | None:
+    def receive(self, queue: Queue, timeout: float | None) -> Iterator[Answer]:
+        asked = {slot.asked: slot for slot in self.held if slot.asked is not None}
+        done, _ = self.ray.wait(list(asked), timeout=timeout) if asked else ([], [])
+        for each in done:
+            answer = self._answer_of(asked[each], queue)
+            if answer is not None:
+                yield answer
+
+    def _answer_of(self, slot: _Held, queue: Queue) -> Answer | None:
         try:
             answer = self.ray.get(slot.asked)
         except self.ray.exceptions.RayTaskError as error:
@@ -150,7 +140,7 @@ class _Cluster:
             ours = isinstance(error.cause, RunError)
             raise RunError(str(error.cause) if ours else f"a slot failed ({type(error.cause).__name__}).") from None
         except self.ray.exceptions.RayError:
-            return self._bury(slot)
+            return self._bury(slot, queue)
         slot.asked, shard = None, slot.shard
         if slot.question == "introduce":
             version, public = answer
@@ -165,7 +155,7 @@ class _Cluster:
         assert shard is not None  # noqa: S101  # only such a slot is asked to test
         return Lost(shard, answer) if isinstance(answer, str) else answer
 
-    def _bury(self, slot: _Held) -> Lost | None:
+    def _bury(self, slot: _Held, queue: Queue) -> Lost | None:
         self.held.remove(slot)
         self._kill(slot)  # it may merely be out of reach
         shard = slot.shard
@@ -177,7 +167,7 @@ class _Cluster:
         self.losses[shard.index] += 1
         if self.losses[shard.index] == _LOSSES:
             return Lost(shard, "its machine was lost", _LOSSES)
-        self.waiting.appendleft(shard)
+        queue.put_back(shard)
         return None
 
     def _kill(self, slot: _Held) -> None:
@@ -191,7 +181,7 @@ class _Cluster:
 
 def work(
     shards: Iterator[Shard], setup: Setup, count: int | None, address: str | None = None
-) -> Generator[ShardRecord | Lost, None, None]:
+) -> Generator[Answer, None, None]:
     """Test shards on a Ray cluster.
 
     Parameters
@@ -223,9 +213,9 @@ def work(
     setup = replace(setup, folder=setup.folder.resolve())  # the slots work in other directories
     with _connected(count, address) as ray, _signed(setup.folder) as sign:
         setup, count = _placed(setup, count, ray.cluster_resources())
-        cluster = _Cluster(ray, shards, setup, count, sign)
+        cluster = _Cluster(ray, setup, count, sign)
         try:
-            yield from cluster.answers()
+            yield from cluster.answers(shards)
         finally:
             cluster.close()
 
