@@ -48,6 +48,7 @@ def serve(
     ] = "default",
 ) -> None:
     """Serve keys, detection, jobs and completions over HTTP; end with SIGTERM or Ctrl-C."""
+    _write_for_oneself()
     with refusals():
         _needs_service()
         from assay.service.server import listen, run
@@ -78,6 +79,12 @@ def serve(
     with Processes([*servers, *workers], environment), listener, contextlib.suppress(KeyboardInterrupt):
         while True:
             signal.pause()
+
+
+@api_keys_app.callback()
+def _write_for_oneself() -> None:
+    # Whatever is written, by worker processes too, is its owner's alone, also in a folder that was open to others.
+    os.umask(0o077)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

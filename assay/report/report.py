@@ -319,4 +319,6 @@ class Report:
         """
         from assay.report import signature
 
-        return signature.save(self, Path(directory), sign_with=sign_with)
+        contents = {signature.REPORT_JSON: self.to_json(), signature.REPORT_HTML: self.to_html().encode("utf-8")}
+        signature.save(contents, Path(directory), sign_with=sign_with)
+        return Path(directory) / signature.REPORT_HTML

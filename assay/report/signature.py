@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from assay.report import canonical
 
 if TYPE_CHECKING:
-    from assay.report.report import Report
     from assay.watermark.keys import SecretKey
 
 SCHEMA = "assay.signature/1"
@@ -71,11 +70,10 @@ class Verification:
         )
 
 
-def save(report: Report, directory: Path, *, sign_with: SecretKey | None) -> Path:
-    """See `Report.save`."""
+def save(contents: dict[str, bytes], directory: Path, *, sign_with: SecretKey | None) -> None:
+    """Write a report's files and their signature; see `Report.save`."""
     from assay.detection.corpus.ledger import write_atomically
 
-    contents = {REPORT_JSON: report.to_json(), REPORT_HTML: report.to_html().encode("utf-8")}
     signature = None if sign_with is None else signature_file(contents, sign_with)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SIGNATURE_JSON).unlink(missing_ok=True)
@@ -83,7 +81,6 @@ def save(report: Report, directory: Path, *, sign_with: SecretKey | None) -> Pat
         write_atomically(directory / name, data)
     if signature is not None:
         write_atomically(directory / SIGNATURE_JSON, signature)
-    return directory / REPORT_HTML
 
 
 def signature_file(contents: dict[str, bytes], key: SecretKey) -> bytes:

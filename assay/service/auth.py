@@ -5,6 +5,7 @@ A random secret of 256 bits needs no slow hash: guessing it is out of reach, and
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -123,15 +124,24 @@ class Authenticator:
         match = _TOKEN.fullmatch(token or "")
         if match is None:
             return True
-        with self._lock:
-            known = self._known.get(match.group(1))
-        # A little earlier than `caller` forgets, which would then ask the database on the caller's thread.
-        return known is not None and known[0] > time.monotonic() + 0.1
+        return self._is_fresh(match.group(1))
+
+    async def still(self, caller: Caller) -> bool:
+        """Whether a caller's API key is in force, for what goes on long after `caller` has said so."""
+        id = caller.api_key_id
+        _, found = self._look_up(id) if self._is_fresh(id) else await asyncio.to_thread(self._look_up, id)
+        return found == caller
 
     def forget(self) -> None:
         """Read every key anew; after a change in this process."""
         with self._lock:
             self._known.clear()
+
+    def _is_fresh(self, id: str) -> bool:
+        with self._lock:
+            known = self._known.get(id)
+        # A little earlier than it is forgotten: the database would be asked on the caller's thread.
+        return known is not None and known[0] > time.monotonic() + 0.1
 
     def _look_up(self, id: str) -> tuple[bytes, Caller | None]:
         now = time.monotonic()

@@ -6,14 +6,18 @@ FastAPI's own reading of a body comes before any check of the caller and accepts
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+KEY_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+KeyId = Annotated[str, Field(pattern=KEY_ID)]
+"""Id of a key in a body. Whatever no key can have goes no further, such as NUL, which PostgreSQL refuses."""
 
 
 def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:

@@ -20,6 +20,8 @@ from sqlalchemy.orm import sessionmaker
 
 from assay.report import Report, Verification, canonical, verify
 from assay.report.signature import REPORT_HTML, REPORT_JSON, SIGNATURE_JSON
+from assay.service import audit
+from assay.service.auth import Caller
 from assay.service.database import Job, StoredReport
 from assay.service.jobs import JobFolders
 from assay.watermark.keys import SecretKey
@@ -37,6 +39,7 @@ def folder(data: Path, report_id: str) -> Path:
 def build(
     sessions: sessionmaker[Any],
     data: Path,
+    caller: Caller,
     job: Job,
     keys: Sequence[SecretKey],
     *,
@@ -45,12 +48,14 @@ def build(
     excerpts: int = 10,
     sign_with: SecretKey | None = None,
 ) -> StoredReport:
-    """A report on a finished job, stored.
+    """A report on a finished job, stored and entered in the audit log, both or neither.
 
     Parameters
     ----------
     sessions, data
         Of the database, and the service's folder.
+    caller
+        Who makes it.
     job
         A finished one.
     keys
@@ -83,6 +88,8 @@ def build(
         )
         with sessions.begin() as session:
             session.add(stored)
+            signed_with = "" if sign_with is None else sign_with.id
+            session.add(audit.event(caller, "reports.create", report_id, job=job.id, signed_with=signed_with))
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
 import pytest
+from service_app import Service
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 
-from assay.service import auth
+from assay.service import audit, auth
 from assay.service.auth import Authenticator, Caller, create_api_key, revoke_api_key
 
 
@@ -109,6 +113,91 @@ def test_revoked_keys_end(
     assert authenticator.caller(token) is None
     authenticator.forget()
     assert authenticator.caller(token) is None
+
+
+class Line:
+    """A stream of lines over ASGI, that does something before each."""
+
+    def __init__(self, service: Service, token: str, before: list[Callable[[], object]]) -> None:
+        self.before = [*before]
+        self.sent: list[bytes] = []
+        self.status = 0
+        headers = [(b"authorization", f"Bearer {token}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/detect/stream", "query_string": b"", "headers": headers}
+        asyncio.run(service.app(scope, self.receive, self.send))
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.before:
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.to_thread(self.before.pop(0))
+        return {"type": "http.request", "body": b'{"text": "a"}\n', "more_body": True}
+
+    async def send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        self.sent.append(message.get("body", b""))
+
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in b"".join(self.sent).splitlines()]
+
+
+def nothing() -> None:
+    """Before a line that follows on the one before it."""
+
+
+def test_a_stream_ends_with_its_api_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may last for hours: who sends it is asked for again, as for any request."""
+    service.key(service.headers())
+    id, token = create_api_key(service.state.sessions, "acme", ["detect"])
+    now = time.monotonic()
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now)
+
+    def revoke() -> None:
+        nonlocal now
+        assert revoke_api_key(service.state.sessions, "acme", id)
+        now += 5.1
+
+    answers = Line(service, token, [nothing, nothing, revoke, nothing]).answers
+    assert [sorted(one) for one in answers] == [["id", "verdict"], ["id", "verdict"], ["error", "id"]]
+    assert "the stream ends here" in answers[-1]["error"]
+
+
+def test_a_stream_uses_the_keys_of_the_moment(service: Service) -> None:
+    headers = service.headers()
+    first = service.key(headers)
+    token = service.token("acme", "detect")
+    answers = Line(
+        service,
+        token,
+        [
+            nothing,
+            lambda: service.client.post(f"/v1/keys/{first}/revoke", headers=headers),
+            nothing,
+        ],
+    ).answers
+    assert answers[0]["verdict"]["key_id"] == first
+    assert len(answers) == 2
+    assert "there is no key to look for" in answers[1]["error"]
+
+
+def test_an_upload_ends_with_its_api_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.key(service.headers())
+    id, token = create_api_key(service.state.sessions, "acme", ["detect"])
+    now = time.monotonic()
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now)
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal now
+        yield b'{"text": "a"}\n'
+        revoke_api_key(service.state.sessions, "acme", id)
+        now += 5.1
+        yield b'{"text": "b"}\n'
+
+    headers = {"authorization": f"Bearer {token}"}
+    answer = service.client.post("/v1/jobs", content=pieces(), headers=headers)
+    assert answer.status_code == 401
+    assert list((service.settings.data / "jobs").iterdir()) == []
+    assert not [one for one in audit.events(service.state.sessions, "acme") if one.action == "jobs.detect"]
 
 
 def test_guessing_does_not_fill_the_memory(authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -167,6 +167,24 @@ def test_what_was_not_foreseen_tells_nothing(
     assert MARK not in caplog.text
     if answer.status_code == 500:
         assert type(error).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("id", ["\x00", "a\x00b", "<b>", "é", "", "a" * 65])
+def test_ids_that_no_key_can_have(start: Callable[..., Service], database_url: str, id: str) -> None:
+    """PostgreSQL takes no NUL in a text: such an id must not come so far. None is repeated."""
+    service = start(database_url=database_url)
+    headers = service.headers()
+    bodies = {
+        "/v1/completions": {"model": "default", "prompt": "a", "assay_key": id},
+        "/v1/reports": {"job_id": "job-" + "0" * 24, "sign_with": id},
+        "/v1/detect": {"text": "a", "keys": [id]},
+        "/v1/keys": {"id": id},
+    }
+    for path, body in bodies.items():
+        answer = service.client.post(path, json=body, headers=headers)
+        assert answer.status_code == 422, (path, answer.text)
+        assert "x00" not in answer.text.replace("u0000", "x00")
+        assert "<b>" not in answer.text
 
 
 def test_security_headers_on_every_answer(running: tuple[Service, dict[str, str]]) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
+from fastapi import HTTPException
 from hypothesis import example, given
 from hypothesis import strategies as st
 from service_app import Service
@@ -19,6 +24,8 @@ from assay.service import audit, limits
 from assay.service.accounts import Charge, OracleGuard
 from assay.service.auth import Caller
 from assay.service.limits import STRONGEST, RateLimiter, rounded
+from assay.service.routes import detect
+from assay.service.routes import jobs as job_routes
 from assay.service.settings import Settings
 
 LN10 = math.log(10.0)
@@ -212,6 +219,13 @@ def test_uploads_and_lines_above_the_limit(start: Callable[..., Service]) -> Non
     answer = service.client.post("/v1/jobs", content=b"x" * 20_001, headers=headers)
     assert answer.status_code == 413
     assert list((service.settings.data / "jobs").iterdir()) == []
+    # A line is read whole: its length is limited, however many lines there may be, and wherever pieces end.
+    line = b'{"text":"' + b"a" * 9_000 + b'"}\n'
+    assert service.client.post("/v1/jobs", content=line * 2, headers=headers).status_code == 202
+    answer = service.client.post("/v1/jobs", content=line + b"x" * 10_001, headers=headers)
+    assert answer.status_code == 413
+    assert "a line of the corpus must be at most 10000 bytes" in answer.json()["detail"]
+    assert len(list((service.settings.data / "jobs").iterdir())) == 1
     answer = service.client.post("/v1/detect/stream", content=b'{"text":"a"}\n' + b"x" * 10_001, headers=headers)
     lines = answer.text.splitlines()
     assert "verdict" in lines[0]
@@ -232,6 +246,63 @@ def test_texts_above_the_limit(start: Callable[..., Service]) -> None:
         assert "bbb" not in answer.text
     logged = [event.action for event in audit.events(service.state.sessions, "acme")]
     assert logged == ["keys.create", "detect"]  # what is refused used no key
+
+
+@pytest.mark.parametrize(
+    ("pieces", "longest", "lines"),
+    [
+        ([b"ab\ncd"], 2, 2),
+        ([b"ab\nc", b"d\n", b"", b"e"], 2, 3),
+        ([b"\n\n"], 0, 3),
+        ([b"a", b"bc\n"], 3, 2),
+        ([b"a\nb", b"c", b"d\ne"], 3, 3),
+        ([b"\nabc\n"], 3, 3),
+    ],
+)
+def test_lines_are_counted_wherever_pieces_end(tmp_path: Path, pieces: list[bytes], longest: int, lines: int) -> None:
+    async def given() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    def store(name: str, most: int) -> tuple[str, int]:
+        # Settings refuse 0 bytes.
+        settings = SimpleNamespace(max_upload_bytes=100, max_body_bytes=most)
+        return asyncio.run(job_routes._store(given(), tmp_path / name / "corpus", settings))  # type: ignore[arg-type]
+
+    digest, counted = store("fits", longest)
+    assert counted == lines
+    assert (tmp_path / "fits" / "corpus").read_bytes() == b"".join(pieces)
+    assert digest == hashlib.sha256(b"".join(pieces)).hexdigest()
+    with pytest.raises(HTTPException, match="413"):
+        store("too long", longest - 1)
+
+
+@pytest.mark.parametrize(("texts", "in_the_loop"), [(["brief"] * 4, True), (["a word and " * 500] * 5, False)])
+@pytest.mark.parametrize("how", ["batch", "stream"])
+def test_many_texts_do_not_stop_the_other_requests(
+    service: Service, monkeypatch: pytest.MonkeyPatch, texts: list[str], in_the_loop: bool, how: str
+) -> None:
+    """Each is short enough for the event loop; together they are only if they are short together."""
+    headers = service.headers()
+    service.key(headers)
+    threads = []
+    tested = detect.detect
+
+    def noted(*given: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread())
+        return tested(*given, **named)
+
+    monkeypatch.setattr(detect, "detect", noted)
+    if how == "batch":
+        answer = service.client.post("/v1/detect/batch", json={"texts": texts}, headers=headers)
+        assert len(answer.json()["verdicts"]) == len(texts)
+    else:
+        lines = b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts)
+        answer = service.client.post("/v1/detect/stream", content=lines, headers=headers)
+        assert answer.text.count('"verdict"') == len(texts)
+    loop = {thread.name for thread in threads if not thread.name.startswith("AnyIO worker")}
+    assert len(threads) == len(texts)
+    assert bool(loop) is in_the_loop
 
 
 def test_callers_that_are_too_quick(start: Callable[..., Service]) -> None:

@@ -364,6 +364,31 @@ def test_a_key_can_be_chosen_but_not_another_tenants(service: Service) -> None:
     assert "no-key-at-all" not in answer.text
 
 
+def test_a_stranger_cannot_make_it_decode_megabytes(service: Service) -> None:
+    """A field in percent signs takes seconds to decode, on the event loop: other forms than uploads are small."""
+    stranger = service.browser(None)
+    typed = {"content-type": "application/x-www-form-urlencoded"}
+    token = f"form_token={stranger.token()}&api_key={service.tokens['press']}&more="
+    for size, status in ((1000, 303), (100_000, 400)):
+        answer = stranger.client.post("/login", content=token + "%41" * (size // 3), headers=typed)
+        assert answer.status_code == status
+    # A form with a file may be large, and is not decoded.
+    assert service.browser().test("", file=b"word " * 100_000).status_code == 200
+
+
+def test_logins_are_counted_as_requests(tmp_path: Path) -> None:
+    app = create_app(Settings(data=tmp_path, requests_per_second=0.001, burst=2))
+    _, token = create_api_key(app.state.assay.sessions, "press", ["admin"])
+    client = TestClient(app, base_url="https://testserver", follow_redirects=False)
+    statuses = []
+    for _ in range(4):
+        client.cookies.clear()
+        statuses.append(Browser(client).login(token).status_code)
+    assert statuses == [303, 303, 429, 429]
+    assert len(list((tmp_path / "web-sessions").iterdir())) == 2
+    app.state.assay.engine.dispose()
+
+
 def test_forms_that_are_no_text(service: Service) -> None:
     browser = service.browser()
     boundary = {"content-type": "multipart/form-data; boundary=b"}

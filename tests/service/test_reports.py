@@ -212,6 +212,20 @@ def test_reports_belong_to_their_tenant_and_need_the_scope(service: Service) -> 
         assert service.get("press", bad).status_code in (404, 422)
 
 
+def test_no_report_without_its_entry_in_the_audit_log(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row and entry are one transaction: what cannot be entered was not made."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    before = service.get("press").json()
+    files = sorted((service.state.settings.data / "reports").iterdir())
+    monkeypatch.setattr(audit, "event", broken)
+    assert service.post("press", job_id=service.finished, sign_with="sign-press").status_code == 500
+    assert service.get("press").json() == before
+    assert sorted((service.state.settings.data / "reports").iterdir()) == files
+
+
 def test_the_audit_log_says_who_made_and_signed(service: Service) -> None:
     events = [
         one for one in audit.events(service.state.sessions, "press", limit=1000) if one.action == "reports.create"

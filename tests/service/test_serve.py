@@ -22,7 +22,6 @@ def exercise(server: Server) -> None:
     """Key, detection, stream, job to results."""
     assert stat.S_IMODE((server.data / "first-api-key").stat().st_mode) == 0o600
     assert stat.S_IMODE((server.data / "master.key").stat().st_mode) == 0o600
-    assert stat.S_IMODE(server.data.stat().st_mode) == 0o700
     post, get = server.client.post, server.client.get
     key = post("/v1/keys", json={}).json()["id"]
     assert post("/v1/detect", json={"text": TEXT}).json()["key_id"] == key
@@ -53,9 +52,20 @@ def exercise(server: Server) -> None:
     assert [row["doc_id"] for row in results] == [str(i) for i in range(DOCUMENTS)]
 
 
+def cookie_is_secure(server: Server) -> bool:
+    """As a proxy that ended TLS would ask, from this machine."""
+    return "Secure" in server.client.get("/", headers={"x-forwarded-proto": "https"}).headers["set-cookie"]
+
+
 def test_serve_over_sqlite(serve: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)  # a folder that was there may be open to all
     server = serve()
     exercise(server)
+    assert server.client.post("/v1/reports", json={"job_id": server.client.get("/v1/jobs").json()["jobs"][0]["id"]})
+    files = list(server.data.rglob("*"))
+    assert {"assay.db", "corpus.jsonl", "results.parquet", "report.html"} <= {path.name for path in files}
+    assert not [path for path in files if stat.S_IMODE(path.lstat().st_mode) & 0o077]
+    assert cookie_is_secure(server)
     workers = server.workers()
     assert len(workers) == 1
     assert server.stop() == 0
@@ -65,8 +75,9 @@ def test_serve_over_sqlite(serve: Callable[..., Server], tmp_path: Path) -> None
     for hidden in ((server.data / "first-api-key").read_text()[-44:-1], TEXT[:20], "master.key "):
         assert hidden not in log
     # A second start takes the same keys and makes no further API key.
-    again = serve("--job-workers", "0")
+    again = serve("--job-workers", "0", FORWARDED_ALLOW_IPS="192.0.2.7")
     assert len(again.client.get("/v1/keys").json()["keys"]) == 1
+    assert not cookie_is_secure(again)
     assert again.stop() == 0
 
 
@@ -93,6 +104,8 @@ def test_api_keys(tmp_path: Path) -> None:
     answer = json.loads(made.stdout)
     assert answer["scopes"] == ["detect"]
     assert not (tmp_path / "d" / "master.key").exists()
+    for path in (tmp_path / "d", tmp_path / "d" / "assay.db"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     assert command("new", "acme", "--scope", "root").returncode == 2
     assert command("revoke", "other", answer["id"]).returncode == 1
     done = command("revoke", "acme", answer["id"])

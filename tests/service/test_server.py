@@ -130,8 +130,12 @@ def test_whatever_hangs_gives_the_port_up(tmp_path: Path, body: str, at_least: f
 
 
 def test_a_killed_server_can_be_started_again_at_once(serve: Callable[..., Server]) -> None:
-    """Its server processes and its worker end by themselves; the new one has the port soon."""
-    server = serve("--processes", "2")
+    """Its server processes and its worker end by themselves, the worker's job waits; the new one has the port soon."""
+    server = serve("--processes", "2", ASSAY_LEASE_SECONDS="600")
+    server.client.post("/v1/keys", json={}).raise_for_status()
+    corpus = b"".join(b'{"text": "line %d"}\n' % i for i in range(20_000))
+    job = server.client.post("/v1/jobs?shard_rows=2", content=corpus).json()["id"]
+    server.wait_for(lambda: server.state(job) == "running")
     family = server.children(".")
     assert len(family) == 3
     (worker,) = server.workers()
@@ -144,6 +148,6 @@ def test_a_killed_server_can_be_started_again_at_once(serve: Callable[..., Serve
         time.sleep(0.02)
     again = serve("--processes", "2", "--job-workers", "0", port=server.port)
     again.wait_for(lambda: all(gone(pid) for pid in family))
-    assert again.client.get("/v1/keys").status_code == 200
+    assert again.state(job) == "queued"
     assert again.stop() == 0
     assert "Traceback" not in server.log.read_text() + again.log.read_text()

@@ -24,7 +24,7 @@ from assay.detection.text import check_text
 from assay.service import audit
 from assay.service.access import Embeds, Shared
 from assay.service.auth import Caller
-from assay.service.bodies import described, json_body
+from assay.service.bodies import KeyId, described, json_body
 from assay.service.errors import Problem
 from assay.service.generation import BusyError, Completion, Generator, Sampling, UnavailableError
 from assay.service.state import State
@@ -161,7 +161,7 @@ class Wanted(BaseModel):
     logit_bias: Annotated[dict[str, float] | None, Field(max_length=1000, json_schema_extra={"enum": [{}, None]})] = (
         None
     )
-    assay_key: Annotated[str | None, Field(max_length=64)] = None
+    assay_key: KeyId | None = None
     assay_payload: Annotated[int | None, Field(ge=0, lt=2**53)] = None
 
     @field_validator("prompt", "stop")

@@ -22,7 +22,7 @@ from assay.service import metrics
 from assay.service.access import Detects, Shared
 from assay.service.accounts import Charge
 from assay.service.auth import Caller
-from assay.service.bodies import described, json_body
+from assay.service.bodies import KeyId, described, json_body
 from assay.service.errors import responses
 from assay.service.limits import rounded
 from assay.service.state import State
@@ -30,10 +30,8 @@ from assay.watermark.keys import SecretKey
 
 router = APIRouter(prefix="/v1/detect", tags=["detect"], responses=responses(404))
 
-KeyIds = Annotated[
-    list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]] | None, Field(max_length=64, min_length=1)
-]
-_INLINE: Final = 20_000  # characters times keys tested on the event loop: a few milliseconds, less than a thread's turn
+KeyIds = Annotated[list[KeyId] | None, Field(max_length=64, min_length=1)]
+_INLINE: Final = 20_000  # characters times keys tested on the event loop: milliseconds in which nobody else is answered
 _LONGEST_ID: Final = 1000
 _LINES: Final = {"type": "string", "description": "JSON lines with the field text, and id if wanted."}
 _GROUP: Final = 64  # lines of a stream charged together
@@ -124,7 +122,7 @@ async def test_one(shared: Shared, caller: Detects, wanted: Annotated[Wanted, De
     _check_length(shared, wanted.text)
     keys = await _keys_now(shared, caller, wanted.keys)
     await _charge(shared, caller, "detect", keys, 1)
-    found = await _test_now(shared, caller, wanted.text, keys)
+    (found,) = await _test(shared, caller, [wanted.text], keys)
     # Written out here: FastAPI would check a model that was just made, field by field.
     return Response(found.model_dump_json(), media_type="application/json")
 
@@ -140,7 +138,7 @@ async def test_batch(
         _check_length(shared, text)
     keys = await _keys_now(shared, caller, wanted.keys)
     await _charge(shared, caller, "detect.batch", keys, len(wanted.texts))
-    found = [await _test_now(shared, caller, text, keys) for text in wanted.texts]
+    found = await _test(shared, caller, wanted.texts, keys)
     return Response(Verdicts(verdicts=found).model_dump_json(), media_type="application/json")
 
 
@@ -151,12 +149,15 @@ async def test_batch(
 )
 async def test_stream(shared: Shared, caller: Detects, request: Request) -> StreamingResponse:
     """Test lines as they come: `{"text": ..., "id": ...}` in, a verdict or an error with that id out."""
-    keys = await _keys_now(shared, caller, None)
+    await _keys_now(shared, caller, None)  # 404 while there is a status to answer with
 
     async def answers() -> AsyncIterator[bytes]:
-        async for lines in _lines(request, shared.settings.max_body_bytes):
-            for start in range(0, len(lines), _GROUP):
-                yield await _answers(shared, caller, keys, lines[start : start + _GROUP])
+        try:
+            async for lines in _lines(request, shared.settings.max_body_bytes):
+                for start in range(0, len(lines), _GROUP):
+                    yield await _answers(shared, caller, lines[start : start + _GROUP])
+        except HTTPException as end:
+            yield orjson.dumps({"id": None, "error": f"{end.detail} the stream ends here."}) + b"\n"
 
     return _Duplex(answers(), media_type="application/x-ndjson")
 
@@ -166,7 +167,7 @@ def one(shared: State, caller: Caller, wanted: Wanted) -> Verdict:
     _check_length(shared, wanted.text)
     keys = _keys(shared, caller, wanted.keys)
     _granted(shared.guard.charge_all([_bill(caller, "detect", keys, 1)])[0])
-    return _test(shared, caller, wanted.text, keys)
+    return _tested(shared, caller, [wanted.text], keys)[0]
 
 
 class _Duplex(StreamingResponse):
@@ -179,42 +180,47 @@ class _Duplex(StreamingResponse):
 
 async def _lines(request: Request, longest: int) -> AsyncIterator[list[bytes | None]]:
     """Lines of the body, as many at a time as came; None in place of one that is too long, which ends the stream."""
-    held = b""
+    held = bytearray()
     async for piece in request.stream():
-        *whole, held = (held + piece).split(b"\n")
-        lines: list[bytes | None] = [line for line in whole if line.strip()]
+        lines: list[bytes | None] = []
+        if b"\n" in piece:  # else nothing is copied: pieces may be many and short
+            *whole, rest = (held + piece).split(b"\n")
+            lines, held = [bytes(line) for line in whole if line.strip()], rest
+        else:
+            held += piece
         if len(held) > longest:
             yield [*lines, None]
             return
         if lines:
             yield lines
     if held.strip():
-        yield [held]
+        yield [bytes(held)]
 
 
-async def _answers(shared: State, caller: Caller, keys: list[SecretKey], lines: list[bytes | None]) -> bytes:
-    """The answers to lines, tested after the texts among them are charged."""
+async def _answers(shared: State, caller: Caller, lines: list[bytes | None]) -> bytes:
+    """The answers to lines, tested after the texts among them are charged; 401 or 404 if there can be no more."""
+    if not await shared.authenticator.still(caller):
+        raise HTTPException(401, "this API key was revoked:")
+    keys = await _keys_now(shared, caller, None)
     read = [_read(shared, line) for line in lines]
     texts = sum(error is None for _, _, error in read)
     for _ in lines:  # a stream waits where a request would be refused
         while (wait := shared.rates.wait(caller.api_key_id)) > 0:
             await asyncio.sleep(wait)
-    answers = []
     # All or none is charged; if it is none, one by one, so that a budget is used to its end.
     together = texts > 0 and await shared.guard.charge(_bill(caller, "detect.stream", keys, texts))
-    for id, text, error in read:
-        answer: dict[str, Any] = {"id": id}
+    for i, (id, text, error) in enumerate(read):
         if error is None and not together:
             try:
                 await _charge(shared, caller, "detect.stream", keys, 1)
             except HTTPException as refusal:
-                error = refusal.detail
-        if error is None:
-            answer["verdict"] = (await _test_now(shared, caller, text, keys)).model_dump()
-        else:
-            answer["error"] = error
-        answers.append(orjson.dumps(answer) + b"\n")
-    return b"".join(answers)
+                read[i] = id, text, refusal.detail
+    found = iter(await _test(shared, caller, [text for _, text, error in read if error is None], keys))
+    answers: list[dict[str, Any]] = [
+        {"id": id, "verdict": next(found).model_dump()} if error is None else {"id": id, "error": error}
+        for id, _, error in read
+    ]
+    return b"".join(orjson.dumps(answer) + b"\n" for answer in answers)
 
 
 def _read(shared: State, line: bytes | None) -> tuple[str | int | None, str, str | None]:
@@ -281,14 +287,18 @@ def _check_length(shared: State, text: str) -> None:
         raise HTTPException(422, f"text must be at most {most} characters, got {len(text)}.")
 
 
-async def _test_now(shared: State, caller: Caller, text: str, keys: list[SecretKey]) -> Verdict:
-    if len(text) * len(keys) <= _INLINE:
-        return _test(shared, caller, text, keys)
-    return await run_in_threadpool(_test, shared, caller, text, keys)
+async def _test(shared: State, caller: Caller, texts: Sequence[str], keys: list[SecretKey]) -> list[Verdict]:
+    """Verdicts on texts, in a thread unless they are short, all of them together."""
+    if sum(map(len, texts)) * len(keys) <= _INLINE:
+        return _tested(shared, caller, texts, keys)
+    return await run_in_threadpool(_tested, shared, caller, texts, keys)
 
 
-def _test(shared: State, caller: Caller, text: str, keys: list[SecretKey]) -> Verdict:
-    result = detect(text, keys, tokenizer=shared.tokenizer)
-    metrics.DETECTIONS.inc()
-    metrics.TOKENS.inc(result.n_tokens)
-    return Verdict.of(result, caller)
+def _tested(shared: State, caller: Caller, texts: Sequence[str], keys: list[SecretKey]) -> list[Verdict]:
+    found = []
+    for text in texts:
+        result = detect(text, keys, tokenizer=shared.tokenizer)
+        metrics.DETECTIONS.inc()
+        metrics.TOKENS.inc(result.n_tokens)
+        found.append(Verdict.of(result, caller))
+    return found

@@ -28,6 +28,7 @@ from assay.service.database import Job
 from assay.service.errors import responses
 from assay.service.limits import STRONGEST, rounded
 from assay.service.routes.detect import KeyIds, _keys
+from assay.service.settings import Settings
 from assay.service.state import State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(404, 409))
@@ -131,7 +132,9 @@ async def enter(
     folder = shared.settings.data / "jobs" / job_id
     try:
         corpus = jobs.JobFolders(shared.settings.data).corpus(job_id)
-        digest, lines = await _store(pieces, corpus, shared.settings.max_upload_bytes)
+        digest, lines = await _store(pieces, corpus, shared.settings)
+        if not await shared.authenticator.still(caller):  # an upload may take hours
+            raise HTTPException(401, "this API key was revoked.")
         request_sha256 = hashlib.sha256(orjson.dumps([options, digest], option=orjson.OPT_SORT_KEYS)).hexdigest()
         if await run_in_threadpool(jobs.submitted, shared.sessions, caller.tenant, idempotency_key) is None:
             charge = Charge(caller, tuple(ids), lines, "jobs.detect", job_id)
@@ -219,17 +222,25 @@ def _check_fdr(caller: Caller, fdr: float) -> None:
         raise HTTPException(422, "fdr must be 0.1, 0.01 and so on to 1e-9 for an API key without the scope 'keys'.")
 
 
-async def _store(pieces: AsyncIterable[bytes], path: Path, most: int) -> tuple[str, int]:
-    """The corpus into a file, on the disk when this returns; its SHA-256 and how many lines it has at most."""
-    digest, size, lines = hashlib.sha256(), 0, 1
+async def _store(pieces: AsyncIterable[bytes], path: Path, settings: Settings) -> tuple[str, int]:
+    """The corpus into a file, on the disk when this returns; its SHA-256 and how many lines it has at most.
+
+    A line is as long as a body at most: the worker has it whole in memory, and so its process and other tenants' jobs.
+    """
+    most, longest = settings.max_upload_bytes, settings.max_body_bytes
+    digest, size, lines, unended = hashlib.sha256(), 0, 1, 0
     path.parent.mkdir(mode=0o700, parents=True)
     with path.open("wb") as file:
         async for piece in pieces:
             size += len(piece)
             if size > most:
                 raise HTTPException(413, f"the corpus must be at most {most} bytes.")
+            first, *others = map(len, piece.split(b"\n"))
+            if max(unended + first, *others, 0) > longest:
+                raise HTTPException(413, f"a line of the corpus must be at most {longest} bytes.")
+            unended = others[-1] if others else unended + first
+            lines += len(others)
             digest.update(piece)
-            lines += piece.count(b"\n")
             await asyncio.to_thread(file.write, piece)
         if size == 0:
             raise HTTPException(422, "the corpus is empty: send JSON lines as the body.")

@@ -10,15 +10,14 @@ from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from assay.service.access import KeepsKeys, Shared
-from assay.service.bodies import described, json_body
+from assay.service.bodies import KEY_ID, described, json_body
 from assay.service.errors import responses
 from assay.watermark.keys import KeyInfo
 from assay.watermark.schemes import config_from, newest
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(404, 409))
 
-_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-KeyId = Annotated[str, InPath(pattern=_ID, description="Id of a key.")]
+KeyInPath = Annotated[str, InPath(pattern=KEY_ID, description="Id of a key.")]
 
 ParameterName = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -29,7 +28,7 @@ class NewKey(BaseModel):
     """What to make."""
 
     model_config = ConfigDict(extra="forbid")
-    id: Annotated[str | None, Field(pattern=_ID, description="Default: a random id.")] = None
+    id: Annotated[str | None, Field(pattern=KEY_ID, description="Default: a random id.")] = None
     scheme: Annotated[str, Field(max_length=64, description='Such as "gumbel"; "ed25519" signs reports.')] = "gumbel"
     parameters: Annotated[dict[ParameterName, ParameterValue], Field(max_length=32)] = {}
 
@@ -73,12 +72,12 @@ def list_keys(shared: Shared, caller: KeepsKeys) -> Keys:
 
 
 @router.post("/{id}/rotate", status_code=201)
-def rotate(shared: Shared, caller: KeepsKeys, id: KeyId) -> Key:
+def rotate(shared: Shared, caller: KeepsKeys, id: KeyInPath) -> Key:
     """Retire a key and make its successor with the same settings; the old one still detects."""
     return Key.of(shared.keys.rotate(caller.tenant, id, caller=caller))
 
 
 @router.post("/{id}/revoke")
-def revoke(shared: Shared, caller: KeepsKeys, id: KeyId) -> Key:
+def revoke(shared: Shared, caller: KeepsKeys, id: KeyInPath) -> Key:
     """Revoke a key whose secret others may know. Cannot be undone."""
     return Key.of(shared.keys.revoke(caller.tenant, id, caller=caller))

@@ -34,6 +34,7 @@ from assay.service.routes.reports import NewReport, ReportId
 from assay.service.state import State
 
 SESSION, VISITOR = "assay_session", "assay_visitor"
+_SHORT = 16_384  # bytes of a field of a form without a file
 _FIELD = re.compile(r"[^\x00-\x1f]{0,64}")
 _WORDS = {403: "Not allowed", 404: "Not found", 409: "Not now", 422: "This cannot be tested", 429: "Too much for now"}
 
@@ -72,9 +73,14 @@ def _web_sessions(shared: State) -> WebSessions:
 def _caller(request: Request, shared: Shared) -> Caller | None:
     """Who is logged in, within their rate."""
     found = _web_sessions(shared).caller(request.cookies.get(SESSION))
-    if found is not None and shared.rates.wait(found.api_key_id) > 0:
-        raise HTTPException(429, "Too many requests; wait a moment.")
+    if found is not None:
+        _within_rate(shared, found)
     return found
+
+
+def _within_rate(shared: State, caller: Caller) -> None:
+    if shared.rates.wait(caller.api_key_id) > 0:
+        raise HTTPException(429, "Too many requests; wait a moment.")
 
 
 def _known(caller: Annotated[Caller | None, Depends(_caller)]) -> Caller:
@@ -103,6 +109,7 @@ async def login(request: Request, shared: Shared) -> Response:
     caller = await run_in_threadpool(shared.authenticator.caller, given.strip() if isinstance(given, str) else None)
     if caller is None:
         return _login(request, "This is not a valid API key.", status=401)
+    _within_rate(shared, caller)
     found = _web_sessions(shared)
     await run_in_threadpool(found.end, request.cookies.get(SESSION))
     token = await run_in_threadpool(found.begin, caller)
@@ -305,7 +312,9 @@ def _need(caller: Caller, scope: str) -> None:
 async def _form(request: Request, cookie: str) -> dict[str, str | bytes]:
     """Fields and files of a form that this service's own page sent: it knows what only that page can know."""
     token = request.cookies.get(cookie)
-    limit = request.app.state.assay.settings.max_body_bytes
+    # Fields of forms without a file are decoded on the event loop, at a megabyte a second, also for strangers.
+    uploads = request.headers.get("content-type", "").startswith("multipart/")
+    limit = request.app.state.assay.settings.max_body_bytes if uploads else _SHORT
     async with request.form(max_files=1, max_fields=10, max_part_size=limit) as form:
         values = {name: await one.read() if isinstance(one, UploadFile) else one for name, one in form.items()}
     sent = str(values.get("form_token"))

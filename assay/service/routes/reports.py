@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from assay.detection.text import check_text
 from assay.report.signature import SIGNATURE_JSON
-from assay.service import audit, jobs, reports
+from assay.service import jobs, reports
 from assay.service.access import Detects, KeepsKeys, Shared
 from assay.service.auth import Caller
-from assay.service.bodies import described, json_body
+from assay.service.bodies import KeyId, described, json_body
 from assay.service.database import StoredReport
 from assay.service.errors import responses
 from assay.service.state import State
@@ -49,7 +49,7 @@ class NewReport(BaseModel):
     job_id: Annotated[str, Field(pattern=r"^job-[0-9a-f]{24}$")]
     title: Annotated[str, Field(min_length=1, max_length=200)] = "Watermark audit"
     excerpts: Annotated[int, Field(ge=0, le=50)] = 10
-    sign_with: Annotated[str | None, Field(max_length=64)] = None
+    sign_with: KeyId | None = None
 
     @field_validator("title")
     @classmethod
@@ -168,9 +168,10 @@ def make(shared: State, caller: Caller, wanted: NewReport) -> StoredReport:
         signer = shared.keys.key(caller.tenant, wanted.sign_with)
         if signer.config.purpose != "signing":
             raise HTTPException(422, f"key {signer.id!r} is no signing key: make one with scheme 'ed25519'.")
-    made = reports.build(
+    return reports.build(
         shared.sessions,
         shared.settings.data,
+        caller,
         job,
         [key for key in keys if key.state != "revoked"],
         tokenizer=shared.tokenizer,
@@ -178,10 +179,6 @@ def make(shared: State, caller: Caller, wanted: NewReport) -> StoredReport:
         excerpts=wanted.excerpts,
         sign_with=signer,
     )
-    audit.record(
-        shared.sessions, caller, "reports.create", made.id, job=job.id, signed_with="" if signer is None else signer.id
-    )
-    return made
 
 
 def stored(shared: State, caller: Caller, id: str) -> StoredReport:
