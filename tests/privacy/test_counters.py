@@ -148,7 +148,12 @@ def test_the_plan_is_chosen_from_privacy_and_memory() -> None:
     assert chosen(2**16, epsilon=1, delta=1e-6) == "square root"
     assert chosen(2**10, epsilon=1, delta=1e-14) == "k-ary tree"  # a delta so small that pure noise is less
     assert chosen(2**16, rho=1, memory=10) == "BLT"
-    assert chosen(2**30, rho=1) == "BLT"
+    assert chosen(2**24, rho=1) == "BLT"
+    # There the rounding of a BLT could cost 0.2 of total variation: a tree's costs nothing.
+    assert plan_counter(2**30, rho=1, mechanism="BLT", **TERMS).numerical_delta > 0.1
+    assert chosen(2**30, rho=1) == "smooth tree"
+    assert chosen(2**16, epsilon=1, delta=1e-8) == "square root"
+    assert chosen(2**16, epsilon=1, delta=1e-9) != "square root"  # rounding could add more than a quarter of delta
     assert chosen(2**16, epsilon=1, memory=20) == "smooth tree"
     with pytest.raises(ValueError, match="no mechanism fits"):
         chosen(100, rho=1, mechanism="k-ary tree")  # no proof for Gaussian noise against adaptive streams
@@ -429,3 +434,14 @@ def make_endless(**given: Any) -> EndlessCounter:
 def test_endless_arguments(call: Callable[[], EndlessCounter]) -> None:
     with pytest.raises(ValueError, match="epsilon"):
         call()
+
+
+def test_an_endless_counter_says_what_rounding_may_cost() -> None:
+    counter = EndlessCounter(rho=1, contributions=3, noise=SeededNoise(1), **TERMS)
+    assert counter.numerical_delta == 0.0  # the first epochs are trees
+    counter.extend(np.ones(1000, dtype=np.int64))
+    inner = counter._plan(2**9)
+    assert inner.design.name == "square root"
+    assert counter.numerical_delta == pytest.approx(3 * inner.numerical_delta)
+    assert counter._plan(2**24).numerical_delta == 0.0  # where floats could cost more than 10^-7
+    assert EndlessCounter(epsilon=1, noise=SeededNoise(1), **TERMS).numerical_delta == 0.0

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.privacy.continual import toeplitz, trees
+from assay.privacy.continual import plan_counter, toeplitz, trees
+from assay.privacy.continual.streams import mixed_noise
+from assay.privacy.continual.toeplitz import Banded, SquareRoot, blt_weights, fit_banded, fit_blt, square_root
 from assay.privacy.continual.trees import BinaryTree, Honaker, KaryTree, Plain, SmoothTree, mean_and_max_rows
+from assay.privacy.noise import SeededNoise
 
 
 def balanced(t: int, k: int) -> list[int]:
@@ -334,3 +340,70 @@ def test_the_nuclear_bound_by_svd() -> None:
 def test_bad_arguments_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- rounding ---------------------------------------------------------------------------------------------------------
+
+
+def toeplitz_designs(horizon: int) -> list[Any]:
+    return [SquareRoot(horizon), fit_banded(horizon, 7), fit_blt(horizon, 2)]
+
+
+def column_of(design: Any, horizon: int) -> list[Fraction]:
+    """Coefficients of C as exact numbers."""
+    if isinstance(design, SquareRoot):
+        return [Fraction(float(c)) for c in square_root(horizon)]
+    if isinstance(design, Banded):
+        return [Fraction(c) for c in design.coefficients] + [Fraction(0)] * (horizon - design.bands)
+    poles, zeros = np.array(design.poles), np.array(design.zeros)
+    weights = blt_weights(poles, zeros)
+    return [Fraction(1), *(Fraction(float(weights @ poles**k)) for k in range(horizon - 1))]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["square root", "banded", "BLT"])
+def test_columns_can_be_rounded_so_that_no_release_is_off_by_more_than_half_a_step(which: int) -> None:
+    """In exact numbers: what `Plan.numerical_delta` says of the grid. Rounding to the nearest is a near-miss."""
+    horizon, grid = 48, Fraction(1, 2**7)
+    design = toeplitz_designs(horizon)[which]
+    column = column_of(design, horizon)
+    assert sum(abs(c - b) for b, c in zip([0, *column], [*column, 0], strict=True)) <= design.variation + 1e-12
+    filters = []  # L = A / C, by long division
+    for t in range(horizon):
+        filters.append(1 - sum((column[k] * filters[t - k] for k in range(1, t + 1)), Fraction(0)))
+
+    def off(rounded: list[Fraction]) -> Fraction:
+        sums = [sum(filters[t - k] * rounded[k] for k in range(t + 1)) for t in range(horizon)]
+        return max(abs(total - 1) for total in sums)  # a step of 1 at time 0 adds 1 to every release
+
+    fed_back: list[Fraction] = []
+    for t in range(horizon):
+        rest = 1 - sum((filters[t - k] * fed_back[k] for k in range(t)), Fraction(0))
+        fed_back.append(round(rest / grid) * grid)
+    assert off(fed_back) <= grid / 2
+    away = math.sqrt(sum(float(a - b) ** 2 for a, b in zip(fed_back, column, strict=True)))
+    assert away <= math.sqrt(horizon) * design.variation * float(grid) / 2
+    assert off([round(c / grid) * grid for c in column]) > grid / 2
+
+
+def test_mixing_is_as_exact_as_the_plan_says() -> None:
+    """L z in whole numbers at some times, against what is rounded to integers; doubles are the near-miss."""
+    plan = plan_counter(2**12, rho=Fraction(1, 2), mechanism="square root", adjacency="add-remove", unit="event")
+    mixed = mixed_noise(plan, SeededNoise(5))
+    draws = np.asarray(SeededNoise(5).gaussian(plan.node, plan.design.horizon)).tolist()
+    weights = [int(w * 2.0**80) for w in plan.design.noise_filter().tolist()]
+    error = []
+    for t in (0, 1, 77, 1000, 2**12 - 1):
+        exact = Fraction(sum(weights[t - k] * draws[k] for k in range(t + 1)), 2**80 * 2**plan.grid_bits)
+        mantissa, exponent = np.frexp(mixed[t])
+        found = Fraction(int(mantissa * np.longdouble(2.0**70)), 1) * Fraction(2) ** (int(exponent) - 70)
+        error.append(abs(float(found - exact)))
+    allowed = plan.numerical_delta / (2 * plan.design.horizon) - 2.0 ** -(plan.grid_bits + 1)
+    assert max(error) <= allowed
+    if np.finfo(np.longdouble).eps < 1e-18:
+        from scipy.fft import irfft, rfft
+
+        size = 2**13
+        doubles = irfft(
+            rfft(np.array(draws) * 2.0**-plan.grid_bits, size) * rfft(plan.design.noise_filter(), size), size
+        )
+        assert np.abs(doubles[: 2**12] - mixed).max() > allowed

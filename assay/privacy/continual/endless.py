@@ -2,7 +2,8 @@
 
 Guarantee: half of the privacy goes to a counter within the epoch of times 2^i .. 2^(i+1) - 1, half to the noisy total
 of the epoch once it is over. A step lies in one epoch, so the epochs do not add up: epsilon or rho in all, however long
-it runs. The error at time t is that of a counter of horizon t / 2 at half the privacy, and of log2(t) totals.
+it runs; rho up to a total variation of `numerical_delta`. The error at time t is that of a counter of horizon t / 2 at
+half the privacy, and of log2(t) totals.
 Reference: Chan, Shi, Song (2011), the hybrid mechanism.
 """
 
@@ -24,6 +25,7 @@ from assay.privacy.ledger import Ledger
 from assay.privacy.noise import Integers, NoiseSource, Real, SeededDraws, noise_source
 
 _KIND = "endless"
+_NUMERICAL = 1e-7  # epochs whose rounding could cost more take an exact tree
 
 
 class EndlessCounter:
@@ -117,6 +119,16 @@ class EndlessCounter:
         """Whether any of the noise was seeded."""
         return self._seeded
 
+    @property
+    def numerical_delta(self) -> float:
+        """How far rounding may take the releases so far from those of exact arithmetic, in total variation.
+
+        The largest over epochs, as many times as a unit has contributions, which may lie in as many epochs; 0 under
+        epsilon.
+        """
+        plans = [self._plan(2**epoch).numerical_delta for epoch in range(self._epoch + 1)]
+        return min(int(self._sizes["contributions"]), len(plans)) * max(plans)
+
     def standard_error(self, time: int) -> float:
         """Exact standard deviation of the release at a time, from 1."""
         if type(time) is not int or time < 1:
@@ -163,6 +175,8 @@ class EndlessCounter:
         if found is None:
             half: dict[str, Any] = {self._which: self._amount / 2}
             found = plan_counter(horizon, mechanism=mechanism, **half, **self._terms, **self._sizes)
+            if found.numerical_delta > _NUMERICAL:
+                found = plan_counter(horizon, mechanism="smooth tree", **half, **self._terms, **self._sizes)
             self._plans[horizon, mechanism] = found
         return found
 

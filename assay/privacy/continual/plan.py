@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.privacy.accounting import Adjacency, Cost, Unit, check_terms, exact, rho_for
-from assay.privacy.continual.toeplitz import LARGEST_FIT, Banded, BufferedLinear, SquareRoot, fit_banded, fit_blt
+from assay.privacy.continual.toeplitz import (
+    LARGEST_FIT,
+    Banded,
+    BufferedLinear,
+    SquareRoot,
+    blt_noise,
+    fit_banded,
+    fit_blt,
+)
 from assay.privacy.continual.trees import (
     BinaryTree,
     Factorisation,
@@ -39,6 +47,10 @@ Law = Literal["laplace", "gaussian"]
 MECHANISMS = ("plain", "binary tree", "Honaker", "k-ary tree", "smooth tree", "square root", "BLT", "banded")
 
 _FFT_LARGEST = 2**22
+# Of the floats in which noise is mixed.
+_ROUNDOFF = max(float(np.finfo(np.longdouble).eps) / 2, 2.0**-65)
+# What rounding may add to delta: a part of it, or this where none is named.
+_NUMERICAL_SHARE, _NUMERICAL = 0.25, 1e-3
 _BUFFERS = (1, 2, 3, 5)
 
 
@@ -137,17 +149,24 @@ class Plan:
 
         A release differs only where the exact noise lies closer to a half-integer than the error of its evaluation:
         twice that error, per time and column, bounds the chance. The rounding of columns to the noise's grid is taken
-        at its worst, that of doubles in root mean square. For an endless plan it is for the first `horizon` steps.
+        at its worst, that of floats in root mean square. For an endless plan it is for the first `horizon` steps.
         """
         if not self.grid_bits:
             return 0.0
         horizon = self.design.horizon
-        _, rows = mean_and_max_rows(self.design)
         sigma = math.sqrt(self.node_variance)
-        grid = 2.0 ** -(self.grid_bits + 1) * math.sqrt(horizon * rows)
-        # Convolution by FFT or filter: relative 2**-53 per stage, in root mean square over the stream.
-        doubles = 2.0**-53 * 8 * (math.log2(horizon) + 2) * sigma * math.sqrt(rows * self.design.l2_squared)
-        return 2 * horizon * self.columns * (grid + doubles)
+        if isinstance(self.design, BufferedLinear):
+            # Each buffer rounds twice a step, and forgets at its rate: errors of a random walk.
+            rates, weights = blt_noise(np.array(self.design.poles), np.array(self.design.zeros))
+            with np.errstate(divide="ignore"):
+                lengths = np.minimum(horizon, 1 / (1 - rates**2))
+            floats = 8 * 2.0**-53 * sigma * float(np.abs(weights) @ lengths)
+        else:
+            # Convolution by FFT: relative rounding per stage, in root mean square over the stream.
+            _, rows = mean_and_max_rows(self.design)
+            stages = 8 * (math.log2(horizon) + 2)
+            floats = _ROUNDOFF * stages * sigma * math.sqrt(rows * self.design.l2_squared)
+        return 2 * horizon * self.columns * (2.0 ** -(self.grid_bits + 1) + floats)
 
     def __str__(self) -> str:
         mean, worst = self.mean_and_max_variance
@@ -205,7 +224,8 @@ def plan_counter(
     memory
         Most numbers that the running counter may keep per column; None for no limit.
     mechanism
-        One of `MECHANISMS` to decide for it. The k-ary tree takes Laplace noise only: epsilon, not rho.
+        One of `MECHANISMS` to decide for it. The k-ary tree takes Laplace noise only: epsilon, not rho. Undecided, one
+        whose `numerical_delta` exceeds a quarter of delta, or 10^-3 where there is no delta, is not taken.
     bound
         Largest step.
     contributions
@@ -259,7 +279,9 @@ def plan_counter(
             plans.append(_laplace(design, pure, terms, sizes))
         # The proof for Gaussian noise needs nodes that are not read before they are complete; these are.
         if zcdp is not None and not isinstance(design, KaryTree):
-            plans.append(_gaussian(design, zcdp, terms, sizes))
+            plan = _gaussian(design, zcdp, terms, sizes)
+            if mechanism is not None or plan.numerical_delta <= (_NUMERICAL_SHARE * delta or _NUMERICAL):
+                plans.append(plan)
     if not plans:
         raise ValueError(
             f"no mechanism fits memory={memory}, mechanism={mechanism!r} and this privacy. "
@@ -369,12 +391,14 @@ def _gaussian(design: Factorisation, rho: Fraction, terms: dict[str, Any], sizes
     if design.l1 is not None:
         node = gaussian_variance(design.l1 * reach / (2 * rho))
         return Plan(design=design, law="gaussian", node=node, grid_bits=0, cost=cost, **sizes)
-    # Columns of C are not integers: noise lives on a fine grid, to which a column is rounded. The first factor covers
-    # that rounding (a column is at least as long as its first entry), the second the sum of squares in doubles.
+    # Columns of C are not integers: noise lives on a fine grid, to which a column is rounded so that L times it is off
+    # by half a step at most. The first factor covers how much longer that makes it (a column is at least as long as its
+    # first entry), the second the sum of squares in doubles.
     sigma = math.sqrt(design.l2_squared * reach / (2 * float(rho)))
     bits = max(1, min(48, 49 - math.ceil(math.log2(sigma + 1))))
     horizon = 2**40 if getattr(design, "unbounded", False) else design.horizon
-    slack = Fraction((1 + math.sqrt(horizon) * 2.0 ** -(bits + 1)) ** 2) * (1 + Fraction(1, 2**30))
+    away = math.sqrt(horizon) * design.variation * 2.0 ** -(bits + 1)  # type: ignore[attr-defined]  # all of these have
+    slack = Fraction((1 + away) ** 2) * (1 + Fraction(1, 2**30))
     variance = Fraction(design.l2_squared) * slack * reach / (2 * rho)
     return Plan(
         design=design, law="gaussian", node=gaussian_variance(variance * 4**bits), grid_bits=bits, cost=cost, **sizes

@@ -1,6 +1,7 @@
 """MaxSum and SumSelect: the largest of d running sums, and which one it is, released as rows of 0 and 1 come.
 
-Guarantee: epsilon-DP or rho-zCDP for one row, against rows chosen after seeing earlier releases. Two ways: `tree`, d
+Guarantee: epsilon-DP or rho-zCDP for one row, against rows chosen after seeing earlier releases (rho by trees: up to
+the `numerical_delta` of `plan.counter`). Two ways: `tree`, d
 counters at once, whose l1 sensitivity is d; `recompute`, fresh noise every r steps at times fixed in advance, held in
 between, with sensitivity 1. Recompute pays about (T / rho)^(1/3), the tree sqrt(d) times logs: trees win for long
 streams, recompute for many columns. Reference: Jain, Raskhodnikova, Sivakumar, Smith (2021), arXiv:2112.00828.

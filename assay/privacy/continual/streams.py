@@ -14,6 +14,9 @@ from assay.privacy.continual.plan import Plan
 from assay.privacy.continual.toeplitz import Banded, BufferedLinear, SquareRoot, blt_noise
 from assay.privacy.noise import Integers, NoiseSource
 
+# The widest floats of the machine: where they are no wider than doubles, `Plan.numerical_delta` is larger.
+_Wide = np.longdouble
+
 State = dict[str, npt.NDArray[np.generic]]
 
 _CHUNK = 2**16
@@ -49,15 +52,21 @@ def start(plan: Plan, noise: NoiseSource) -> State:
 
 
 def toeplitz_noise(plan: Plan, noise: NoiseSource) -> Integers:
-    """L z rounded to integers for all times, by one convolution."""
+    """L z rounded to integers for all times."""
+    found: Integers = np.rint(mixed_noise(plan, noise)).astype(np.int64)
+    return found
+
+
+def mixed_noise(plan: Plan, noise: NoiseSource) -> npt.NDArray[np.longdouble]:
+    """L z for all times, by one convolution."""
     from scipy.fft import irfft, next_fast_len, rfft
 
     assert isinstance(plan.design, SquareRoot | Banded)  # noqa: S101  # for the type checker
-    draws = np.asarray(noise.gaussian(plan.node, plan.design.horizon)) * 2.0**-plan.grid_bits
+    draws = np.asarray(noise.gaussian(plan.node, plan.design.horizon)).astype(_Wide) * _Wide(2.0**-plan.grid_bits)
     size = next_fast_len(2 * plan.design.horizon, real=True)
-    mixed = irfft(rfft(draws, size) * rfft(plan.design.noise_filter(), size), size)[: plan.design.horizon]
-    found: Integers = np.rint(mixed).astype(np.int64)
-    return found
+    weights = plan.design.noise_filter().astype(_Wide)
+    mixed: npt.NDArray[np.longdouble] = irfft(rfft(draws, size) * rfft(weights, size), size)
+    return mixed[: plan.design.horizon]
 
 
 def advance(plan: Plan, state: State, time: int, values: Integers, total: int, noise: NoiseSource) -> Integers:

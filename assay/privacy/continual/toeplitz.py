@@ -43,6 +43,11 @@ class SquareRoot:
         """All noise is drawn at the start."""
         return self.horizon
 
+    @property
+    def variation(self) -> float:
+        """Sum of |c_k - c_(k-1)| over a column of C: the coefficients fall from 1."""
+        return 2.0
+
     def noise_filter(self) -> Floats:
         """Coefficients of L, shape (horizon,)."""
         return square_root(self.horizon)
@@ -97,6 +102,11 @@ class Banded:
         """All noise is drawn at the start."""
         return self.horizon
 
+    @property
+    def variation(self) -> float:
+        """Sum of |c_k - c_(k-1)| over a column of C, from 0 to 0."""
+        return float(np.abs(np.diff(self._column(), prepend=0.0, append=0.0)).sum())
+
     def noise_filter(self) -> Floats:
         """Coefficients of L = A C^-1, shape (horizon,)."""
         return _banded_filter(self.horizon, self.bands, self.coefficients)
@@ -144,6 +154,11 @@ class BufferedLinear:
         """1 + the sum of (sum_j w_j pole_j^k)^2 over k = 0 .. T - 2, or over all k >= 0, by geometric sums."""
         poles, weights = np.array(self.poles), blt_weights(np.array(self.poles), np.array(self.zeros))
         return float(1 + _geometric(poles, weights, None if self.unbounded else np.array([self.horizon - 1]))[0])
+
+    @property
+    def variation(self) -> float:
+        """Sum of |c_k - c_(k-1)| over a column of C: 1, then less than 1 and falling, for poles and zeros interlace."""
+        return 2.0
 
     @property
     def memory(self) -> int:
