@@ -93,23 +93,28 @@ def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, found
 
 
-def score(y: np.ndarray, ends: np.ndarray) -> tuple[float, float, float]:
-    """Coverage, mean width, Winkler score; written out, so that MAPIE's interpreter needs nothing of ours."""
+def score(y: np.ndarray, ends: np.ndarray) -> tuple[float, float, float, int]:
+    """Coverage, mean width and Winkler score of the finite intervals, number of infinite ones.
+
+    Written out, so that MAPIE's interpreter needs nothing of ours.
+    """
     low, high = ends[:, 0], ends[:, 1]
+    finite = np.isfinite(high - low)
     miss = np.maximum(low - y, 0) + np.maximum(y - high, 0)
     return (
         float(((low <= y) & (y <= high)).mean()),
-        float((high - low).mean()),
-        float((high - low + 2 / ALPHA * miss).mean()),
+        float((high - low)[finite].mean()),
+        float((high - low + 2 / ALPHA * miss)[finite].mean()),
+        int((~finite).sum()),
     )
 
 
-def show(name: str, rows: list[tuple[float, float, float]], n: int, milliseconds: float) -> None:
+def show(name: str, rows: list[tuple[float, float, float, int]], n: int, milliseconds: float) -> None:
     table = np.array(rows)
     mean = table.mean(axis=0)
-    spread = ""
-    if len(rows) > 1 and np.isfinite(table).all():
-        spread = f" (sd {table[:, 2].std(ddof=1):.4f}, {len(rows)} seeds)"
+    spread = f" (sd {table[:, 2].std(ddof=1):.4f}, {len(rows)} seeds)" if len(rows) > 1 else ""
+    if table[:, 3].any():
+        spread += f"; without the infinite ones: {', '.join(f'{count:.0f}' for count in table[:, 3])} of {n}"
     error = math.sqrt(max(mean[0] * (1 - mean[0]), 1e-12) / n)
     print(
         f"  {name:<26}{mean[0]:7.4f} ({error:.3f}){mean[1]:10.4f}{mean[2]:10.4f}{milliseconds:9.2f}{spread}", flush=True
@@ -285,10 +290,10 @@ def watched(reference: int, shift: float, seed: int, *, learning: bool) -> Any:
     for t in range(1, len(scores)):
         scores[t] += 0.5 * scores[t - 1]
     scores[reference + 200 :] += shift * math.sqrt(1 / 0.75)
-    monitor = ScoreMonitor(random_state=seed)
+    monitor = ScoreMonitor(random_state=seed).fit(scores[:reference])
     if learning:
         monitor._model.set_params(refit_every=1)
-    return monitor.fit(scores[:reference]).update(scores[reference:])
+    return monitor.update(scores[reference:])
 
 
 def monitoring(series: int = 40) -> None:

@@ -129,7 +129,8 @@ class DtACI(_Adaptive):
     Notes
     -----
     The level in use is the experts' weighted mean, so nothing is drawn at random. An expert's loss is the pinball loss
-    of its level against beta_t, the largest level whose interval would have held the truth.
+    of its level against beta_t, the largest level whose interval would have held the truth. As in `ACI` no level is
+    clipped: where the mean is at 0 or below, after misses close together, the interval is infinite for that row.
     """
 
     def __init__(

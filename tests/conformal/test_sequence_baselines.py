@@ -127,6 +127,40 @@ def test_dtaci_with_one_expert_is_aci() -> None:
     np.testing.assert_allclose(one, plain)
 
 
+def test_dtaci_by_hand_and_infinite_only_where_its_level_is_at_zero() -> None:
+    """Weights, loss and levels of Gibbs and Candes (2024) written out, on errors that come in bursts.
+
+    A level that were clipped at 0 would give the widest finite interval instead: the near-miss.
+    """
+    x, y = noise(400, 9)
+    y[200:][np.arange(200) % 40 < 8] *= 6
+    model = DtACI(n_bootstraps=3, random_state=1).fit(x[:200], y[:200])
+    gammas, scores = np.array(model.gammas), list(model._scores)
+    alpha, k, span = 0.1, len(gammas), 100
+    moment = ((1 - alpha) ** 2 * alpha**3 + alpha**2 * (1 - alpha) ** 3) / 3
+    eta, spread = math.sqrt((math.log(k * span) + 2) / (span * moment)), 1 / (2 * span)
+    levels, weights = np.full(k, alpha), np.ones(k)
+    infinite = 0
+    for row in range(200, 400):
+        level = float(levels @ weights / weights.sum())
+        point, intervals = model.predict(x[row : row + 1])
+        ordered = sorted(scores[-200:])
+        rank = math.ceil(201 * (1 - level) - 1e-9)
+        assert (intervals[0, 1, 0] == math.inf) == (rank > 200) == (level < 1 / 201)
+        infinite += rank > 200
+        if rank <= 200:
+            assert intervals[0, 1, 0] - point[0] == pytest.approx(ordered[rank - 1])
+        score = abs(y[row] - point[0])
+        beta = 1 - sum(one < score for one in ordered) / 201
+        loss = [alpha * (beta - one) - min(0.0, beta - one) for one in levels]
+        grown = weights * np.exp(-eta * np.array(loss))
+        weights = (1 - spread) * grown + spread * grown.sum() / k
+        levels = levels + gammas * (alpha - (levels >= beta))
+        scores.append(score)
+        model.update(x[row : row + 1], y[row : row + 1])
+    assert infinite > 0
+
+
 def test_dtaci_follows_where_a_small_step_does_not() -> None:
     """Growing data: near 90 %, where ACI with the smallest of the step sizes falls behind."""
     x, y = explosion(900, 200)
