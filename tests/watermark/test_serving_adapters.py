@@ -190,6 +190,9 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("vllm.v1.sample.logits_processor")
     module.LogitsProcessor = LogitsProcessor  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(
+        vars(adapter), "WatermarkLogitsProcessor", raising=False
+    )  # built on the real one, if that is here
     yield
     vars(adapter).pop("WatermarkLogitsProcessor", None)
 
