@@ -22,6 +22,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from assay.models import DEFAULT, load_model
+from assay.watermark.adapters._chance import Watched
 from assay.watermark.adapters.transformers import _KeyedProcessor, for_transformers
 from assay.watermark.gumbel import GumbelConfig, unmarked_key
 from assay.watermark.keys import SecretKey, use_key
@@ -53,7 +54,7 @@ def step(rows: int, vocabulary: int, top_k: int | None, key: SecretKey, repeats:
     if top_k is not None:
         scores[scores < torch.topk(scores, top_k).values[:, -1:]] = -torch.inf
     ids = torch.randint(0, vocabulary, (rows, HISTORY), generator=generator)
-    processor = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(key), unmarked_key(b"benchmark")), None)
+    processor = _KeyedProcessor(Watched(sampler_of(GumbelConfig(), use_key(key), unmarked_key(b"benchmark"))), None)
     loops = max(1, 400_000 // (rows * vocabulary))  # so that the clock's tick does not matter
 
     def ours() -> None:
@@ -123,7 +124,7 @@ def main() -> None:
     torch.set_num_threads(1)
     key = SecretKey.generate("benchmark")
     began = time.process_time()
-    step_of_nothing = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(key), unmarked_key(b"")), None)
+    step_of_nothing = _KeyedProcessor(Watched(sampler_of(GumbelConfig(), use_key(key), unmarked_key(b""))), None)
     step_of_nothing(torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 8))
     print(f"first call, with compiling or loading the kernels: {time.process_time() - began:.2f} s")
     for vocabulary in (2048, 50257, 128256):

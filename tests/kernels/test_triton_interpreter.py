@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-FILES = ["test_triton_sampling.py", "test_triton_statistics.py"]
+FILES = ["test_triton_sampling.py", "test_triton_statistics.py", "test_torch_race.py"]
 TRITON = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
 NUMPY = tuple(int(part) for part in np.__version__.split(".")[:2])
 

@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 
 from assay._errors import GenerationError, RevokedKeyError
 from assay.kernels import race
+from assay.watermark.adapters._chance import Watched
 from assay.watermark.adapters.transformers import _KeyedProcessor, for_transformers
 from assay.watermark.gumbel import GumbelConfig, pivots, token_ids, unmarked_key
 from assay.watermark.keys import SecretKey, use_key
@@ -195,7 +196,7 @@ def test_prompts_as_embeddings_only(tiny_model: Any, make_key: MakeKey) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_scores_of_every_type_and_layout(make_key: MakeKey, dtype: torch.dtype) -> None:
-    processor = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(make_key()), unmarked_key(b"")), None)
+    processor = _KeyedProcessor(Watched(sampler_of(GumbelConfig(), use_key(make_key()), unmarked_key(b""))), None)
     ids = prompts(5)
     scores = (3 * torch.randn(5, 300, generator=torch.Generator().manual_seed(1))).to(dtype)
     before = scores.clone()
@@ -211,7 +212,7 @@ def test_scores_of_every_type_and_layout(make_key: MakeKey, dtype: torch.dtype) 
 
 
 def test_scores_that_cannot_be_drawn_from(make_key: MakeKey) -> None:
-    processor = _KeyedProcessor(sampler_of(GumbelConfig(), use_key(make_key()), unmarked_key(b"")), None)
+    processor = _KeyedProcessor(Watched(sampler_of(GumbelConfig(), use_key(make_key()), unmarked_key(b""))), None)
     with pytest.raises(ValueError, match="row 1 has nan"):
         processor(prompts(2), torch.tensor([[0.0, 1.0], [0.0, torch.nan]]))
     with pytest.raises(ValueError, match="only -inf"):
@@ -245,7 +246,9 @@ def test_continuous_batching_is_refused(make_tiny_model: Callable[..., Any], mak
         model.generate_batch([[3, 4, 5]], generation_config=settings)
     with pytest.raises(ValueError, match=r"continuous batching|Invalid `cache_implementation`"):  # 5.x; 4.57
         generate(model, prompts(1), make_key(window=window), cache_implementation="paged")
-    processor = _KeyedProcessor(sampler_of(GumbelConfig(window=window), use_key(make_key()), unmarked_key(b"")), None)
+    processor = _KeyedProcessor(
+        Watched(sampler_of(GumbelConfig(window=window), use_key(make_key()), unmarked_key(b""))), None
+    )
     with pytest.raises(GenerationError, match="continuous batching"):
         processor(torch.tensor([3, 4, 5]), torch.zeros(3, 9))
 

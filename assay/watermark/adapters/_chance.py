@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay._errors import GenerationError
+from assay.kernels.chacha import Words
 
 TOKENS = 64
 LEVEL = 0.01
@@ -80,8 +81,11 @@ class Watched:
 
     def __init__(self, draw: Callable[..., Tokens]) -> None:
         self._draw = draw
+        self.race_keys: Callable[..., Words] | None = getattr(draw, "race_keys", None)
+        """What keys the rows' races, where drawing is one keyed race per row; see `gumbel.RaceSampler`."""
         self._surprisals: dict[int, npt.NDArray[np.float64]] = {}
-        self._judged = False
+        self.judged = False
+        """Whether it needs to see no more tokens."""
 
     def __call__(self, ids: Tokens, log_weights: LogWeights, *rest: Any) -> Tokens:
         """The tokens of `draw`.
@@ -92,16 +96,17 @@ class Watched:
             At the `TOKENS`-th token, if no test of level `LEVEL` is likelier than not to find a mark in any row so far.
         """
         tokens = self._draw(ids, log_weights, *rest)
-        if not self._judged:
-            self._surprisals[ids.shape[1]] = surprisals(log_weights, tokens)
-            self._judge()
+        if not self.judged:
+            self.judge(ids.shape[1], surprisals(log_weights, tokens))
         return tokens
 
-    def _judge(self) -> None:
+    def judge(self, place: int, drawn: npt.NDArray[np.float64]) -> None:
+        """Take note of the surprisals, shape (rows,), of the tokens at a place, for draws that were made elsewhere."""
+        self._surprisals[place] = drawn
         if np.sum(list(self._surprisals.values()), axis=0).max() > _ENOUGH:
-            self._judged = True
+            self.judged = True
         elif len(self._surprisals) == TOKENS:
-            self._judged = True
+            self.judged = True
             warnings.warn(
                 f"the first {TOKENS} tokens of a text were all but decided before they were drawn: no test at level "
                 f"{LEVEL:g} is likelier than not to find an undistorted mark in them. Raise the temperature, or "

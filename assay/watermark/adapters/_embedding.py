@@ -12,7 +12,7 @@ from assay.watermark.keys import SecretKey, use_key
 from assay.watermark.schemes import Sampler, sampler_of
 
 
-def embedding_sampler(key: SecretKey, seed: bytes, payload: int | None = None) -> Sampler:
+def embedding_sampler(key: SecretKey, seed: bytes, payload: int | None = None) -> Watched:
     """How an active key draws the tokens of one call or request; the seed keys all randomness that is not the mark.
 
     `payload` is what the text is to carry, None for schemes that carry none. What it gives warns where the texts were

@@ -13,20 +13,19 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from assay._errors import GenerationError, MissingDependencyError
 from assay.kernels import race
-from assay.watermark.adapters._chance import check_candidates
+from assay.watermark.adapters._chance import Watched, check_candidates
 from assay.watermark.adapters._embedding import completion_only, embedding_sampler
 from assay.watermark.keys import SecretKey
-from assay.watermark.schemes import Sampler
 
 try:
     import torch
     from transformers import LogitsProcessor
     from transformers.generation import BaseWatermarkingConfig
+
+    from assay.kernels.torch_race import as_array
+    from assay.watermark.adapters._device import raced
 except ImportError as error:
     raise MissingDependencyError(
         "The watermark for transformers needs torch and transformers. Install them with: pip install 'assay[models]'"
@@ -152,7 +151,7 @@ class _PerCallWatermark(BaseWatermarkingConfig):  # type: ignore[misc]  # transf
 class _KeyedProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Scores to one-hot scores: 0 for the keyed token, -inf for the rest. A pure function of (input_ids, scores)."""
 
-    def __init__(self, draw: Sampler, pad_token_id: int | None, unread: int = 0) -> None:
+    def __init__(self, draw: Watched, pad_token_id: int | None, unread: int = 0) -> None:
         self._draw = draw
         self._pad_token_id = pad_token_id
         self._unread = unread  # tokens at the start that the scheme does not read
@@ -161,17 +160,12 @@ class _KeyedProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is
         """One-hot scores, a fresh tensor of the shape, dtype and device of `scores`, which is (rows, V)."""
         if input_ids.ndim != 2:
             raise _continuous_batching_error()
-        log_weights = _as_array(scores)
-        tokens = self._draw(input_ids[:, self._unread :].numpy(force=True), log_weights, self._pad_token_id)
-        return torch.from_numpy(race.one_hot(tokens, log_weights)).to(scores)
-
-
-def _as_array(scores: torch.Tensor) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
-    """The scores as an array, without a copy where they are float32 or float64 on the CPU."""
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
-    array: npt.NDArray[np.float32] = scores.numpy(force=True)
-    return array
+        ids = input_ids[:, self._unread :].numpy(force=True)
+        tokens = raced([(self._draw, ids, self._pad_token_id)], scores)
+        if tokens is not None:
+            return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+        log_weights = as_array(scores)
+        return torch.from_numpy(race.one_hot(self._draw(ids, log_weights, self._pad_token_id), log_weights)).to(scores)
 
 
 def _call_settings(watermark: _PerCallWatermark) -> tuple[Any, int]:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from assay._errors import GenerationError, KeyringError, MissingDependencyError
 from assay.watermark.adapters._chance import check_candidates
-from assay.watermark.adapters._embedding import completion_only, embedding_sampler, next_token
+from assay.watermark.adapters._embedding import completion_only, embedding_sampler
 from assay.watermark.keys import SecretKey
 
 if TYPE_CHECKING:
     import torch
 
     from assay.kernels.scoring.decoding import Decoding
-    from assay.watermark.schemes import Sampler
 
 KEYRING, KEY_ID, PASSPHRASE, PASSPHRASE_FILE = (
     "ASSAY_KEYRING",
@@ -35,6 +35,7 @@ KEYRING, KEY_ID, PASSPHRASE, PASSPHRASE_FILE = (
 )
 _SWITCH, _SEED = "assay_watermark", "assay_seed"
 _DECODING = ("temperature", "top_k", "top_p", "min_p")
+_TAIL = 64  # tokens at a request's end that its engine may replace
 _GREEDY = 1e-5  # vLLM's own limit, below which a temperature means greedy decoding
 
 
@@ -157,17 +158,25 @@ class RequestRows:
         import torch
 
         from assay.kernels.scoring.decoding import warp
+        from assay.watermark.adapters._device import raced
 
-        rows = sorted(index for index in self._rows if index < logits.shape[0])
-        if not rows:
-            return logits
-        tokens = []
-        for index in rows:
-            row = self._rows[index]
-            scores = warp(warp(logits[index : index + 1].float(), row.rule[0]), row.rule[1])
-            tokens.append(row.token(scores[0].numpy(force=True)))
-        logits[rows] = -math.inf
-        logits[rows, torch.tensor(tokens, device=logits.device)] = 0.0
+        groups: dict[tuple[Decoding, Decoding], list[int]] = {}
+        for index in sorted(index for index in self._rows if index < logits.shape[0]):
+            groups.setdefault(self._rows[index].rule, []).append(index)
+        # Every token is drawn before a row is written: what cannot be drawn leaves the logits as they were.
+        drawn = []
+        for (first, second), rows in groups.items():
+            draws = [(self._rows[index].draw, self._rows[index].history(), None) for index in rows]
+            scores = warp(warp(logits[rows].float(), first), second)
+            tokens = raced(draws, scores)
+            if tokens is None:
+                array = scores.numpy(force=True)
+                each = [draw(ids, array[i : i + 1], pad)[0] for i, (draw, ids, pad) in enumerate(draws)]
+                tokens = torch.tensor(each, device=logits.device)
+            drawn.append((torch.tensor(rows, device=logits.device), tokens))
+        for places, tokens in drawn:
+            logits[places] = -math.inf
+            logits[places, tokens] = 0.0
         return logits
 
 
@@ -177,20 +186,30 @@ class _Row:
     def __init__(self, key: SecretKey, rule: tuple[Decoding, Decoding], params: Any, prompt: Any, output: list[int]):
         extra = params.extra_args or {}
         self.rule = rule
-        self._prompt: list[int] = [] if prompt is None or completion_only(key) else list(prompt)
-        self._output = output
+        read = [] if prompt is None or completion_only(key) else list(prompt)
+        self._prompt_length, self._output = len(read), output
+        self._ids = np.array(read, dtype=np.int64)
         number = extra.get(_SEED, params.seed)
         # Without a seed two requests must not share noise; with one, equal requests give equal texts.
         seed = secrets.token_bytes(16) if number is None else f"vllm {number} {prompt}".encode()
-        self._draw: Sampler = embedding_sampler(key, seed)
+        self.draw = embedding_sampler(key, seed)
 
-    def token(self, log_weights: Any) -> int:
-        if -1 in self._output:
+    def history(self) -> npt.NDArray[np.int64]:
+        """Prompt and output so far, shape (1, t)."""
+        # Only what is new is read: converting thousands of Python's integers would cost more than the draw. An engine
+        # that takes tokens back, as of a draft, takes the last ones.
+        known = len(self._ids) - self._prompt_length
+        tail = max(0, known - _TAIL)
+        if self._ids[self._prompt_length + tail :].tolist() != self._output[tail:known]:
+            known = tail
+        new = self._output[known:]
+        if -1 in new:
             raise GenerationError(
                 "vLLM has not said yet which tokens this request has (placeholders of -1): the mark needs them. Start "
                 "the engine without asynchronous scheduling: --no-async-scheduling, or async_scheduling=False."
             )
-        return next_token(self._draw, np.array(self._prompt + self._output, dtype=np.int64), log_weights)
+        self._ids = np.concatenate([self._ids[: self._prompt_length + known], np.array(new, dtype=np.int64)])
+        return self._ids[None]
 
 
 def _logits_processor() -> type:
