@@ -17,6 +17,7 @@ from assay.detection.documents import DocumentStatistics
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
 from assay.kernels.chacha import Words
+from assay.watermark.gumbel import after_prompt
 from assay.watermark.profiles import hf_kgw
 from assay.watermark.profiles.hf_kgw import HfKgwConfig
 
@@ -90,8 +91,7 @@ def sum_test(ids: Words, prompt_length: int, prf_key: Words, config: HfKgwConfig
     whole = np.array([0, len(ids)], dtype=np.int64)
     positions, green, seeds = hf_kgw.scan(ids, whole, prf_key, config, prompt_length=prompt_length)
     row = _statistics(positions, green, seeds, whole, config)
-    n_text = len(ids) - prompt_length
-    full = min(n_text, max(0, len(ids) - config.reach))
+    _, n_text, n_dropped = after_prompt(positions, len(ids), prompt_length, config.reach)
     return TestResult(
         test="hf-kgw-sum",
         statistic=float(row.statistic[0]),
@@ -99,7 +99,7 @@ def sum_test(ids: Words, prompt_length: int, prf_key: Words, config: HfKgwConfig
         log_evalue=float(row.log_evalue[0]),
         n_tokens=n_text,
         n_scored=len(positions),
-        n_repeats_dropped=full - len(positions),
+        n_repeats_dropped=n_dropped,
         null=NULL,
         alternative="greater",
         assumptions=ASSUMPTIONS,

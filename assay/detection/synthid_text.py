@@ -16,6 +16,7 @@ from assay.detection.result import TestResult
 from assay.kernels.chacha import Words
 from assay.watermark._coins import Coins
 from assay.watermark.profiles import synthid_text
+from assay.watermark.profiles._tournament import bit_columns
 from assay.watermark.profiles.synthid_text import SynthIdTextConfig
 
 __all__ = ["ASSUMPTIONS", "NEEDS_MODEL", "NULL", "TESTS", "documents_test", "sum_test", "test_ids", "token_log_tails"]
@@ -36,8 +37,7 @@ def _coins(ids: Words, prf_key: Words, config: SynthIdTextConfig) -> Coins:
 
 
 def _outcomes(shown: npt.NDArray[np.uint64], config: SynthIdTextConfig) -> npt.NDArray[np.bool_]:
-    layers = np.arange(config.depth, dtype=np.uint64)
-    return ((shown[:, None] >> layers) & np.uint64(1)).astype(np.bool_)
+    return bit_columns(shown, config.depth).astype(np.bool_)
 
 
 def documents_test(

@@ -5,6 +5,7 @@ A coin is one PRF input whose outcome a text shows. Each distinct coin counts on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ import numpy.typing as npt
 from assay.kernels import prf
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
-from assay.watermark.gumbel import _whole_history
+from assay.watermark import gumbel
+from assay.watermark.schemes import Sampler
+
+LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 # Purposes of PRF words, in bits 31..24 of the stream. The key derivation separates schemes; these separate the roles
 # within one, and from the races, which read stream 0.
@@ -48,24 +52,9 @@ class Coins:
 def after_prompt(
     positions: npt.NDArray[np.int64], outcomes: npt.NDArray[np.bool_], length: int, prompt_length: int, window: int
 ) -> Coins:
-    """The coins of the text that follows a prompt; those that the prompt showed do not count again.
-
-    Parameters
-    ----------
-    positions, outcomes
-        Of prompt and text together.
-    length
-        Number of ids of both.
-    prompt_length
-        Number of ids of the prompt, in [0, length].
-    window
-        How many ids stand before the first that has a coin.
-    """
-    counted = positions >= prompt_length
-    full = min(length - prompt_length, max(0, length - window))
-    return Coins(
-        positions[counted] - prompt_length, outcomes[counted], length - prompt_length, full - int(np.sum(counted))
-    )
+    """The coins of the text that follows a prompt; arguments as in `gumbel.after_prompt`, and the coins' outcomes."""
+    counted, n_text, n_dropped = gumbel.after_prompt(positions, length, prompt_length, window)
+    return Coins(positions[counted] - prompt_length, outcomes[counted], n_text, n_dropped)
 
 
 def context_words(
@@ -94,8 +83,30 @@ def plain_subkeys(ids: npt.NDArray[np.int64], pad: int, unmarked: Words) -> Word
     """Subkeys, shape (rows, 8), of the noise that is not the mark: a function of the seed and the whole history."""
     from assay.kernels.race import subkeys
 
-    histories = [_whole_history(row, pad) for row in ids]
+    histories = [gumbel._whole_history(row, pad) for row in ids]
     return subkeys(unmarked, np.stack(histories) if histories else np.empty((0, 4), dtype=np.uint32))
+
+
+def tilted_sampler(
+    tilted: Callable[[npt.NDArray[np.int64], LogWeights, int | None], LogWeights], unmarked: Words
+) -> Sampler:
+    """A sampler whose mark is in the tilt of the weights alone: the noise is keyed by the seed and the whole history.
+
+    Parameters
+    ----------
+    tilted
+        Gives the log-weights with the mark; arguments as in `schemes.Sampler`.
+    unmarked
+        uint32, shape (8,): from `gumbel.unmarked_key`.
+    """
+
+    def draw(ids: npt.NDArray[np.int64], log_weights: LogWeights, pad_token_id: int | None) -> npt.NDArray[np.int64]:
+        from assay.kernels import race
+
+        weights = tilted(ids, log_weights, pad_token_id)
+        return race.winners(plain_subkeys(ids, -1 if pad_token_id is None else pad_token_id, unmarked), weights)
+
+    return draw
 
 
 def check_window(window: object) -> None:

@@ -245,11 +245,8 @@ def observe(
     """
     offsets = np.array([0, len(ids)], dtype=np.int64)
     positions, draft, target = scan(ids, offsets, prf_key, config, backend=backend)
-    counted = positions >= prompt_length
-    n_text = len(ids) - prompt_length
-    full = min(n_text, max(0, len(ids) - config.window))
-    kept = int(np.sum(counted))
-    return DualPivots(positions[counted] - prompt_length, draft[counted], target[counted], n_text, full - kept)
+    counted, n_text, n_dropped = gumbel.after_prompt(positions, len(ids), prompt_length, config.window)
+    return DualPivots(positions[counted] - prompt_length, draft[counted], target[counted], n_text, n_dropped)
 
 
 def scan(

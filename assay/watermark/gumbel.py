@@ -150,10 +150,36 @@ def observe(
     """
     offsets = np.array([0, len(ids)], dtype=np.int64)
     positions, words = scan(ids, offsets, prf_key, config.window, backend=backend)
+    counted, n_text, n_dropped = after_prompt(positions, len(ids), prompt_length, config.window)
+    return Pivots(positions[counted] - prompt_length, words[counted], n_text, n_dropped)
+
+
+def after_prompt(
+    positions: npt.NDArray[np.int64], length: int, prompt_length: int, window: int
+) -> tuple[npt.NDArray[np.bool_], int, int]:
+    """Of places in prompt and text: which stand in the text, its number of tokens, and how many were left out of it.
+
+    Parameters
+    ----------
+    positions
+        int64, shape (k,): the first place of each PRF input; what the prompt showed does not count again.
+    length
+        Number of ids of prompt and text.
+    prompt_length
+        Number of ids of the prompt, in [0, length].
+    window
+        How many ids stand before the first that has a PRF input.
+
+    Returns
+    -------
+    counted
+        bool, shape (k,).
+    n_text, n_dropped
+        Tokens of the text, and those of them that repeat an earlier input.
+    """
     counted = positions >= prompt_length
-    n_text = len(ids) - prompt_length
-    full = min(n_text, max(0, len(ids) - config.window))
-    return Pivots(positions[counted] - prompt_length, words[counted], n_text, full - int(np.sum(counted)))
+    full = min(length - prompt_length, max(0, length - window))
+    return counted, length - prompt_length, full - int(np.sum(counted))
 
 
 def scan(
@@ -357,9 +383,13 @@ def sampler(prf_key: Words, config: GumbelConfig, unmarked: Words) -> Sampler:
 
 def _whole_history(row: npt.NDArray[np.int64], pad: int) -> Words:
     """128 bits of a whole history as four words: equal histories, equal draws."""
+    return _words(hashlib.blake2b(real_history(row, pad).astype("<u4").tobytes(), digest_size=16))
+
+
+def real_history(row: npt.NDArray[np.int64], pad: int) -> npt.NDArray[np.int64]:
+    """A row without its leading padding."""
     real = np.flatnonzero(row != pad)
-    history = row[real[0] :] if len(real) else row[:0]
-    return _words(hashlib.blake2b(history.astype("<u4").tobytes(), digest_size=16))
+    return row[real[0] :] if len(real) else row[:0]
 
 
 def _words(digest: hashlib.blake2b) -> Words:

@@ -86,8 +86,7 @@ def sampler(prf_key: Words, config: InverseTransformConfig, unmarked: Words) -> 
         pad = -1 if pad_token_id is None else pad_token_id
         tokens = np.empty(len(ids), dtype=np.int64)
         for row, history in enumerate(ids):
-            real = np.flatnonzero(history != pad)
-            context = gumbel.marked_context(history[real[0] :] if len(real) else history[:0], config.window)
+            context = gumbel.marked_context(gumbel.real_history(history, pad), config.window)
             if context is None:
                 whole = gumbel._whole_history(history, pad)[None]
                 tokens[row] = race.winners(race.subkeys(unmarked, whole), log_weights[row : row + 1])[0]
@@ -143,11 +142,8 @@ def observe(
     """
     offsets = np.array([0, len(ids)], dtype=np.int64)
     positions, uniforms, places = scan(ids, offsets, prf_key, config, backend=backend)
-    counted = positions >= prompt_length
-    n_text = len(ids) - prompt_length
-    full = min(n_text, max(0, len(ids) - config.window))
-    kept = int(np.sum(counted))
-    return InversePivots(positions[counted] - prompt_length, uniforms[counted], places[counted], n_text, full - kept)
+    counted, n_text, n_dropped = gumbel.after_prompt(positions, len(ids), prompt_length, config.window)
+    return InversePivots(positions[counted] - prompt_length, uniforms[counted], places[counted], n_text, n_dropped)
 
 
 def scan(

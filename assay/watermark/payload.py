@@ -133,8 +133,7 @@ def sampler(prf_key: Words, config: PayloadConfig, unmarked: Words, payload: int
         pad = -1 if pad_token_id is None else pad_token_id
         noise = np.empty((len(ids), 8), dtype=np.uint32)
         for row, history in enumerate(ids):
-            real = np.flatnonzero(history != pad)
-            context = gumbel.marked_context(history[real[0] :] if len(real) else history[:0], config.window)
+            context = gumbel.marked_context(gumbel.real_history(history, pad), config.window)
             if context is None:
                 noise[row] = race.subkeys(unmarked, gumbel._whole_history(history, pad)[None])[0]
             else:
@@ -172,11 +171,9 @@ def observe(
     """
     offsets = np.array([0, len(ids)], dtype=np.int64)
     positions = np.flatnonzero(first_occurrences(ids, offsets, config.window + 1))
-    positions = positions[positions >= prompt_length]
-    steps, words = words_of(ids, positions, prf_key, config, backend=backend)
-    n_text = len(ids) - prompt_length
-    full = min(n_text, max(0, len(ids) - config.window))
-    return PayloadPivots(positions - prompt_length, steps, words, n_text, full - len(positions))
+    counted, n_text, n_dropped = gumbel.after_prompt(positions, len(ids), prompt_length, config.window)
+    steps, words = words_of(ids, positions[counted], prf_key, config, backend=backend)
+    return PayloadPivots(positions[counted] - prompt_length, steps, words, n_text, n_dropped)
 
 
 def words_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.kernels.chacha import Words
+from assay.watermark._coins import LogWeights
 from assay.watermark.foreign import ForeignConfig
+from assay.watermark.gumbel import real_history
 
-LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 States = npt.NDArray[np.uint64]
 Bits = npt.NDArray[np.uint64]
 
 MAX_DEPTH = 64
+MULTIPLIER = np.uint64(6364136223846793005)  # of the linear congruential hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,22 @@ def padded(ids: Words, offsets: npt.NDArray[np.int64], config: TournamentConfig)
     return out, moved
 
 
+def gram_states(
+    ids: Words, offsets: npt.NDArray[np.int64], config: TournamentConfig, first: int
+) -> tuple[States, npt.NDArray[np.bool_]]:
+    """The hash of the n-gram that ends at each generated id of documents, and whether the generator marks there.
+
+    It does where the context is not among the last `context_history_size`, nor one that `skip_first_ngram_calls` skips.
+    """
+    long, moved = padded(ids, offsets, config)
+    lead = config.ngram_len - 1
+    grams, contexts = (hashes(long, width, first)[moved - lead] for width in (config.ngram_len, lead))
+    marked = new_contexts(contexts, offsets, config.context_history_size)
+    if config.skip_first_ngram_calls:
+        marked &= np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets)) >= lead
+    return grams, marked
+
+
 def new_contexts(contexts: States, offsets: npt.NDArray[np.int64], history: int) -> npt.NDArray[np.bool_]:
     """Which context hashes the generator's memory of the last `history` steps does not hold; a row per document."""
     from assay.watermark.profiles import hashes_numba
@@ -134,7 +153,48 @@ def usable(weights: LogWeights) -> bool:
     return not np.isnan(weights).any() and bool(np.isfinite(weights.max()))
 
 
-def real_history(row: npt.NDArray[np.int64], pad: int) -> Words:
-    """A row without its leading padding."""
-    real = np.flatnonzero(row != pad)
-    return row[real[0] :].astype(np.uint32) if len(real) else np.empty(0, dtype=np.uint32)
+def tilted_rows(
+    ids: npt.NDArray[np.int64],
+    log_weights: LogWeights,
+    pad_token_id: int | None,
+    config: TournamentConfig,
+    *,
+    first: int,
+    bits_of: Callable[[States], Bits],
+    leaves: int = 2,
+) -> npt.NDArray[np.float64]:
+    """log of the law after the tournament, for rows of GENERATED tokens (possibly none).
+
+    Parameters
+    ----------
+    ids, log_weights, pad_token_id
+        See `schemes.Sampler`.
+    config
+        The key's settings.
+    first
+        Where hashing begins.
+    bits_of
+        The g-values of states, bit l that of layer l.
+    leaves
+        As in `tournament_law`.
+    """
+    pad = -1 if pad_token_id is None else pad_token_id
+    lead = config.ngram_len - 1
+    out = log_weights.astype(np.float64)
+    every = np.arange(log_weights.shape[1], dtype=np.uint64)
+    for row, weights in zip(ids, out, strict=True):
+        history = real_history(row, pad).astype(np.uint32)
+        if not usable(weights) or (config.skip_first_ngram_calls and len(history) < lead):
+            continue
+        contexts = hashes(np.concatenate([np.zeros(lead, dtype=np.uint32), history]), lead, first)
+        offsets = np.array([0, len(contexts)], dtype=np.int64)
+        if new_contexts(contexts, offsets, config.context_history_size)[-1]:
+            open_ids = np.flatnonzero(weights > -np.inf)
+            bits = bits_of((contexts[-1] + every[open_ids]) * MULTIPLIER + np.uint64(1))
+            weights[open_ids] = tournament_law(weights[open_ids], bits, config.depth, leaves)
+    return out
+
+
+def bit_columns(bits: Bits, depth: int) -> npt.NDArray[np.uint8]:
+    """The g-values of each layer, 0 or 1: uint8, shape (n, depth)."""
+    return ((bits[:, None] >> np.arange(depth, dtype=np.uint64)) & np.uint64(1)).astype(np.uint8)

@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
-from assay.watermark._coins import Coins, plain_subkeys
+from assay.watermark._coins import Coins, LogWeights, tilted_sampler
 from assay.watermark.foreign import ForeignConfig, as_integers
+from assay.watermark.gumbel import after_prompt, real_history
 from assay.watermark.schemes import Sampler, register
-
-LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 TABLE_SIZE = 1_000_003
 CANDIDATES = 40  # selfhash tries this many of the most likely tokens
@@ -270,8 +269,8 @@ def observe(ids: Words, prf_key: Words, config: HfKgwConfig, *, prompt_length: i
     """The coins of a text that follows a prompt, which gives context and is not itself tested; see `scan`."""
     offsets = np.array([0, len(ids)], dtype=np.int64)
     positions, green, _ = scan(ids, offsets, prf_key, config, prompt_length=prompt_length)
-    full = min(len(ids) - prompt_length, max(0, len(ids) - config.reach))
-    return Coins(positions - prompt_length, green[:, None], len(ids) - prompt_length, full - len(positions))
+    _, n_text, n_dropped = after_prompt(positions, len(ids), prompt_length, config.reach)
+    return Coins(positions - prompt_length, green[:, None], n_text, n_dropped)
 
 
 def official_counts(
@@ -320,8 +319,7 @@ def tilted_log_weights(
     pad = -1 if pad_token_id is None else pad_token_id
     out = log_weights.copy()
     for row, weights in zip(ids, out, strict=True):
-        real = np.flatnonzero(row != pad)
-        history = row[real[0] :].astype(np.uint32) if len(real) else np.empty(0, dtype=np.uint32)
+        history = real_history(row, pad).astype(np.uint32)
         if len(history) >= config.context_width:
             weights[_green_ids(history, weights, key, config)] += config.bias
     return out
@@ -348,10 +346,4 @@ def _green_ids(history: Words, weights: LogWeights, key: int, config: HfKgwConfi
 
 def sampler(prf_key: Words, config: HfKgwConfig, unmarked: Words) -> Sampler:
     """See `schemes.Sampler`. The noise of the draw is keyed by the whole history; the mark is in the tilt alone."""
-    from assay.kernels import race
-
-    def draw(ids: npt.NDArray[np.int64], log_weights: LogWeights, pad_token_id: int | None) -> npt.NDArray[np.int64]:
-        tilted = tilted_log_weights(ids, log_weights, pad_token_id, prf_key, config)
-        return race.winners(plain_subkeys(ids, -1 if pad_token_id is None else pad_token_id, unmarked), tilted)
-
-    return draw
+    return tilted_sampler(functools.partial(tilted_log_weights, prf_key=prf_key, config=config), unmarked)

@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from assay.kernels.chacha import Words
-from assay.watermark._coins import plain_subkeys
+from assay.watermark._coins import LogWeights, tilted_sampler
 from assay.watermark.profiles._tournament import (
+    MULTIPLIER,
     Bits,
-    LogWeights,
     States,
     TournamentConfig,
+    bit_columns,
     first_states,
+    gram_states,
     hashes,
     layer_keys,
     new_contexts,
-    padded,
-    real_history,
-    tournament_law,
-    usable,
+    tilted_rows,
 )
 from assay.watermark.schemes import Sampler, register
 
-MULTIPLIER = 6364136223846793005
 _FIRST = 1
 
 
@@ -88,7 +87,7 @@ def sampling_table(size: int, seed: int) -> npt.NDArray[np.uint8]:
 @functools.lru_cache(maxsize=2)
 def shifted_table(size: int, seed: int) -> npt.NDArray[np.uint8]:
     """T in the order of states: entry s is T[s M + 1 mod N], so that layer l of state s reads entry s + k_l mod N."""
-    places = (np.arange(size, dtype=np.uint64) * np.uint64(MULTIPLIER) + np.uint64(1)) % np.uint64(size)
+    places = (np.arange(size, dtype=np.uint64) * MULTIPLIER + np.uint64(1)) % np.uint64(size)
     return sampling_table(size, seed)[places.astype(np.int64)]
 
 
@@ -136,17 +135,9 @@ def scan(
     bits
         uint64, shape (k,): bit l is the g-value in layer l.
     """
-    long, moved = padded(ids, offsets, config)
-    lead = config.ngram_len - 1
-    if not len(ids):
-        return moved, moved, np.empty(0, dtype=np.uint64)
-    grams = hashes(long, config.ngram_len, _FIRST)[moved - lead]
-    contexts = hashes(long, lead, _FIRST)[moved - lead]
-    eligible = new_contexts(contexts, offsets, config.context_history_size)
-    if config.skip_first_ngram_calls:
-        eligible &= np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets)) >= lead
+    grams, marked = gram_states(ids, offsets, config, _FIRST)
     states = grams & np.uint64(config.sampling_table_size - 1)
-    positions = np.flatnonzero(first_states(states, eligible, offsets))
+    positions = np.flatnonzero(first_states(states, marked, offsets))
     states = states[positions]
     return positions, states.astype(np.int64), _bits(states, prf_key, config)
 
@@ -160,8 +151,7 @@ def g_values(ids: Words, prf_key: Words, config: HfSynthIdConfig) -> npt.NDArray
     """
     if len(ids) < config.ngram_len:
         return np.empty((0, config.depth), dtype=np.uint8)
-    bits = _bits(hashes(ids, config.ngram_len, _FIRST), prf_key, config)
-    return ((bits[:, None] >> np.arange(config.depth, dtype=np.uint64)) & np.uint64(1)).astype(np.uint8)
+    return bit_columns(_bits(hashes(ids, config.ngram_len, _FIRST), prf_key, config), config.depth)
 
 
 def context_mask(ids: Words, config: HfSynthIdConfig) -> npt.NDArray[np.bool_]:
@@ -211,29 +201,10 @@ def tilted_log_weights(
     config: HfSynthIdConfig,
 ) -> npt.NDArray[np.float64]:
     """log of the law after the tournament, for rows of GENERATED tokens (possibly none); see `schemes.Sampler`."""
-    pad = -1 if pad_token_id is None else pad_token_id
-    lead = config.ngram_len - 1
-    out = log_weights.astype(np.float64)
-    every = np.arange(log_weights.shape[1], dtype=np.uint64)
-    for row, weights in zip(ids, out, strict=True):
-        history = real_history(row, pad)
-        if not usable(weights) or (config.skip_first_ngram_calls and len(history) < lead):
-            continue
-        contexts = hashes(np.concatenate([np.zeros(lead, dtype=np.uint32), history]), lead, _FIRST)
-        offsets = np.array([0, len(contexts)], dtype=np.int64)
-        if new_contexts(contexts, offsets, config.context_history_size)[-1]:
-            open_ids = np.flatnonzero(weights > -np.inf)
-            states = (contexts[-1] + every[open_ids]) * np.uint64(MULTIPLIER) + np.uint64(1)
-            weights[open_ids] = tournament_law(weights[open_ids], _bits(states, prf_key, config), config.depth)
-    return out
+    bits_of = partial(_bits, prf_key=prf_key, config=config)
+    return tilted_rows(ids, log_weights, pad_token_id, config, first=_FIRST, bits_of=bits_of)
 
 
 def sampler(prf_key: Words, config: HfSynthIdConfig, unmarked: Words) -> Sampler:
     """See `schemes.Sampler`; `ids` are the generated tokens alone. The noise is keyed by them all."""
-    from assay.kernels import race
-
-    def draw(ids: npt.NDArray[np.int64], log_weights: LogWeights, pad_token_id: int | None) -> npt.NDArray[np.int64]:
-        tilted = tilted_log_weights(ids, log_weights, pad_token_id, prf_key, config)
-        return race.winners(plain_subkeys(ids, -1 if pad_token_id is None else pad_token_id, unmarked), tilted)
-
-    return draw
+    return tilted_sampler(partial(tilted_log_weights, prf_key=prf_key, config=config), unmarked)

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.kernels.chacha import Words
-from assay.watermark._coins import plain_subkeys
+from assay.watermark._coins import LogWeights, plain_subkeys
 from assay.watermark.foreign import ForeignConfig
+from assay.watermark.gumbel import real_history
 from assay.watermark.schemes import Sampler, register
-
-LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 MAX_CONTEXTS = 4096
 
@@ -178,8 +177,7 @@ def sampler(prf_key: Words, config: SglangGumbelConfig, unmarked: Words) -> Samp
         out = np.empty(len(ids), dtype=np.int64)
         plain = []
         for row in range(len(ids)):
-            real = np.flatnonzero(ids[row] != pad)
-            history = ids[row, real[0] :].astype(np.uint32) if len(real) else np.empty(0, dtype=np.uint32)
+            history = real_history(ids[row], pad).astype(np.uint32)
             # One id more: its place has the context of the next token.
             longer = np.append(history, np.uint32(0))
             offsets = np.array([0, len(longer)], dtype=np.int64)

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from assay.kernels.chacha import Words
-from assay.watermark._coins import plain_subkeys
+from assay.watermark._coins import LogWeights, tilted_sampler
 from assay.watermark.profiles._tournament import (
     Bits,
-    LogWeights,
     States,
     TournamentConfig,
+    bit_columns,
     first_states,
+    gram_states,
     hashes,
     layer_keys,
-    new_contexts,
-    padded,
-    real_history,
-    tournament_law,
-    usable,
+    tilted_rows,
 )
 from assay.watermark.schemes import Sampler, register
-
-_MULTIPLIER = np.uint64(6364136223846793005)
 
 
 @register
@@ -92,17 +88,8 @@ def scan(
     bits
         uint64, shape (k,): bit l is the g-value in layer l.
     """
-    long, moved = padded(ids, offsets, config)
-    lead = config.ngram_len - 1
-    if not len(ids):
-        return moved, np.empty(0, dtype=np.uint64)
-    start = initial_state(prf_key)
-    states = hashes(long, config.ngram_len, start)[moved - lead]
-    contexts = hashes(long, lead, start)[moved - lead]
-    eligible = new_contexts(contexts, offsets, config.context_history_size)
-    if config.skip_first_ngram_calls:
-        eligible &= np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets)) >= lead
-    positions = np.flatnonzero(first_states(states, eligible, offsets))
+    states, marked = gram_states(ids, offsets, config, initial_state(prf_key))
+    positions = np.flatnonzero(first_states(states, marked, offsets))
     return positions, _bits(states[positions], prf_key)
 
 
@@ -115,8 +102,7 @@ def g_values(ids: Words, prf_key: Words, config: SynthIdTextConfig) -> npt.NDArr
     """
     if len(ids) < config.ngram_len:
         return np.empty((0, config.depth), dtype=np.uint8)
-    bits = _bits(hashes(ids, config.ngram_len, initial_state(prf_key)), prf_key)
-    return ((bits[:, None] >> np.arange(config.depth, dtype=np.uint64)) & np.uint64(1)).astype(np.uint8)
+    return bit_columns(_bits(hashes(ids, config.ngram_len, initial_state(prf_key)), prf_key), config.depth)
 
 
 def tilted_log_weights(
@@ -127,31 +113,10 @@ def tilted_log_weights(
     config: SynthIdTextConfig,
 ) -> npt.NDArray[np.float64]:
     """log of the law after the tournament, for rows of GENERATED tokens (possibly none); see `schemes.Sampler`."""
-    pad = -1 if pad_token_id is None else pad_token_id
-    lead = config.ngram_len - 1
-    out = log_weights.astype(np.float64)
-    every = np.arange(log_weights.shape[1], dtype=np.uint64)
-    start = initial_state(prf_key)
-    for row, weights in zip(ids, out, strict=True):
-        history = real_history(row, pad)
-        if not usable(weights) or (config.skip_first_ngram_calls and len(history) < lead):
-            continue
-        contexts = hashes(np.concatenate([np.zeros(lead, dtype=np.uint32), history]), lead, start)
-        offsets = np.array([0, len(contexts)], dtype=np.int64)
-        if new_contexts(contexts, offsets, config.context_history_size)[-1]:
-            open_ids = np.flatnonzero(weights > -np.inf)
-            states = (contexts[-1] + every[open_ids]) * _MULTIPLIER + np.uint64(1)
-            bits = _bits(states, prf_key)
-            weights[open_ids] = tournament_law(weights[open_ids], bits, config.depth, config.num_leaves)
-    return out
+    start, bits_of = initial_state(prf_key), partial(_bits, prf_key=prf_key)
+    return tilted_rows(ids, log_weights, pad_token_id, config, first=start, bits_of=bits_of, leaves=config.num_leaves)
 
 
 def sampler(prf_key: Words, config: SynthIdTextConfig, unmarked: Words) -> Sampler:
     """See `schemes.Sampler`; `ids` are the generated tokens alone. The noise is keyed by them all."""
-    from assay.kernels import race
-
-    def draw(ids: npt.NDArray[np.int64], log_weights: LogWeights, pad_token_id: int | None) -> npt.NDArray[np.int64]:
-        tilted = tilted_log_weights(ids, log_weights, pad_token_id, prf_key, config)
-        return race.winners(plain_subkeys(ids, -1 if pad_token_id is None else pad_token_id, unmarked), tilted)
-
-    return draw
+    return tilted_sampler(partial(tilted_log_weights, prf_key=prf_key, config=config), unmarked)

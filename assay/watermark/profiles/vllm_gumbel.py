@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
-from assay.watermark._coins import plain_subkeys
+from assay.watermark._coins import LogWeights, plain_subkeys
 from assay.watermark.foreign import ForeignConfig, as_integers
+from assay.watermark.gumbel import real_history
 from assay.watermark.schemes import Sampler, register
 
-LogWeights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Uniforms = npt.NDArray[np.float32]
 
 _NONE = 0xFFFFFFFF  # the id -1 as a word
@@ -179,8 +179,7 @@ def sampler(prf_key: Words, config: VllmGumbelConfig, unmarked: Words) -> Sample
         out = np.empty(len(ids), dtype=np.int64)
         plain = []
         for row in range(len(ids)):
-            real = np.flatnonzero(ids[row] != pad)
-            history = ids[row, real[0] :] if len(real) else ids[row, :0]
+            history = real_history(ids[row], pad)
             long = np.concatenate([np.full(width, -1, dtype=np.int64), history]).astype(np.uint32)
             windows = np.lib.stride_tricks.sliding_window_view(long, width)
             if (windows[:-1] == windows[-1]).all(axis=1).any():
