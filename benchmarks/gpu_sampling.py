@@ -16,6 +16,9 @@ import torch
 from gpu_scoring import milliseconds
 
 from assay.kernels import chacha
+from assay.watermark.adapters._embedding import embedding_sampler
+from assay.watermark.adapters.transformers import _KeyedProcessor
+from assay.watermark.keys import SecretKey
 
 KEY = np.arange(8, dtype=np.uint32)
 ROUNDS_PER_TIMING = 10  # calls per pair of events: one call is near the resolution of an event
@@ -50,9 +53,12 @@ def table(rows: int, vocabulary: int, kept: int | None, bandwidth: float, rounds
     if kept is not None:
         logits = logits.masked_fill(logits < logits.topk(kept).values[:, -1:], -torch.inf)
     check(keys, contexts, logits)
+    ids = torch.randint(0, vocabulary, (rows, 512), device="cuda")
+    step = _KeyedProcessor(embedding_sampler(SecretKey.generate("benchmark"), b"benchmark"), None)
     ways: dict[str, Callable[[], object]] = {
         "keyed sampler, whole rows": lambda: triton_sampling.winners(keys, logits),
         "keyed sampler, survivors": lambda: triton_sampling.winners(keys, logits, truncated=True),
+        "transformers' marked step": lambda: step(ids, logits),
         "softmax + multinomial": lambda: torch.multinomial(torch.softmax(logits, dim=1), 1),
         "logits clone": lambda: logits.clone(),
     }
