@@ -103,8 +103,9 @@ class Calibration:
 
     def sentences(self) -> tuple[str, ...]:
         """What the guarantee rests on, for results."""
+        groups = len(self.p_values.groups_)
         return (
-            f"Calibration {self.id}: {len(self.scores)} human texts in {len(self.p_values.groups_)} groups.",
+            f"Calibration {self.id}: {len(self.scores)} human texts in {groups} group{'s' if groups != 1 else ''}.",
             f"Scores come from {self.scorer.name!r} (weights {self.scorer.weights_sha256[:16]}).",
             self._guarantee(),
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ import assay
 from assay._errors import RunError
 from assay.cli import app
 from assay.detection import testers
-from assay.detection.corpus import RunSummary, engine, run
+from assay.detection.corpus import RunSummary, engine, pool, run
 from assay.detection.corpus.key_tests import KeySubject
 from assay.detection.corpus.model_key_tests import ModelKeyTests, reader_of
 from assay.detection.corpus.subject import Setup
@@ -33,6 +34,7 @@ from assay.watermark.dual_gumbel import DualGumbelConfig
 from assay.watermark.keyring import Keyring
 from assay.watermark.keys import SecretKey
 from assay.watermark.schemes import known_schemes, newest
+from tests.conftest import work_in_process
 
 MakeKey = Callable[..., SecretKey]
 TEMPERATURE = 0.6
@@ -157,24 +159,27 @@ def replace_config(key: SecretKey, config: Any) -> SecretKey:
 
 
 @pytest.mark.slow  # processes that load torch
-def test_worker_processes_give_the_same_bytes_and_a_killed_run_resumes(
-    tmp_path: Path, corpus: Path, make_key: MakeKey, request: pytest.FixtureRequest
+def test_worker_processes_give_the_same_bytes_and_a_stopped_run_resumes(
+    tmp_path: Path, corpus: Path, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One process, two processes, and a run that was stopped in this process and resumed by two."""
     options: dict[str, Any] = {"model": "default", "temperature": TEMPERATURE, "device": "cpu", "shard_rows": 3}
-    for workers in (1, 2):
-        run(corpus, make_key(1), out=tmp_path / str(workers), workers=workers, **options)
-    manifest = tmp_path / "1/ledger/manifest.jsonl"
-    kept = [line for line in manifest.read_bytes().splitlines(keepends=True) if b'"finished"' not in line]
-    request.getfixturevalue("in_process")
-    run(corpus, make_key(1), out=tmp_path / "here", **options)
+
+    def stopped(*arguments: Any) -> Iterator[Any]:
+        yield from itertools.islice(work_in_process(*arguments), 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "work", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, make_key(1), out=tmp_path / "stopped", **options)
+    for out, workers in (("one", 1), ("two", 2), ("stopped", 2)):
+        summary = run(corpus, make_key(1), out=tmp_path / out, workers=workers, **options)
+        assert summary.resumed == (out == "stopped")
     for name in ("results.parquet", "rejects.jsonl"):
-        one, two, here = ((tmp_path / out / name).read_bytes() for out in ("1", "2", "here"))
-        assert one == two == here
-    assert run(corpus, make_key(1), out=tmp_path / "2", **options).already_finished
-    manifest.write_bytes(b"".join(kept))  # as if killed before the end; the shards' files are gone as well
-    summary = run(corpus, make_key(1), out=tmp_path / "1", **options)
-    assert not summary.already_finished
-    assert (tmp_path / "1/results.parquet").read_bytes() == (tmp_path / "here/results.parquet").read_bytes()
+        one, two, resumed = ((tmp_path / out / name).read_bytes() for out in ("one", "two", "stopped"))
+        assert one == two == resumed
+    assert run(corpus, make_key(1), out=tmp_path / "two", **options).already_finished
 
 
 @pytest.mark.usefixtures("in_process")
