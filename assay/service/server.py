@@ -61,6 +61,7 @@ def run(listener: socket.socket) -> None:
     import uvicorn
 
     from assay.service.app import create_app
+    from assay.service.protocol import LimitedProtocol
 
     # Made here and not by uvicorn: until it runs, SIGTERM ends the process at once.
     config = uvicorn.Config(
@@ -69,6 +70,7 @@ def run(listener: socket.socket) -> None:
         date_header=False,
         access_log=False,
         timeout_graceful_shutdown=_OPEN_REQUESTS,
+        http=LimitedProtocol,
     )
     with contextlib.suppress(KeyboardInterrupt):  # it sends itself the signals again that it has obeyed
         uvicorn.Server(config).run(sockets=[listener])

@@ -34,7 +34,7 @@ from assay.service.routes.reports import NewReport, ReportId
 from assay.service.state import State
 
 SESSION, VISITOR = "assay_session", "assay_visitor"
-_SHORT = 16_384  # bytes of a field of a form without a file
+_SHORT = 65_536  # bytes of a form without a file
 _FIELD = re.compile(r"[^\x00-\x1f]{0,64}")
 _WORDS = {403: "Not allowed", 404: "Not found", 409: "Not now", 422: "This cannot be tested", 429: "Too much for now"}
 
@@ -312,9 +312,10 @@ def _need(caller: Caller, scope: str) -> None:
 async def _form(request: Request, cookie: str) -> dict[str, str | bytes]:
     """Fields and files of a form that this service's own page sent: it knows what only that page can know."""
     token = request.cookies.get(cookie)
-    # Fields of forms without a file are decoded on the event loop, at a megabyte a second, also for strangers.
-    uploads = request.headers.get("content-type", "").startswith("multipart/")
-    limit = request.app.state.assay.settings.max_body_bytes if uploads else _SHORT
+    limit = request.app.state.assay.settings.max_body_bytes
+    if not request.headers.get("content-type", "").startswith("multipart/") and len(await request.body()) > _SHORT:
+        # It would be decoded on the event loop, at a few megabytes a second, also for strangers.
+        raise HTTPException(413, "The form is too large.")
     async with request.form(max_files=1, max_fields=10, max_part_size=limit) as form:
         values = {name: await one.read() if isinstance(one, UploadFile) else one for name, one in form.items()}
     sent = str(values.get("form_token"))
