@@ -18,6 +18,7 @@ from assay.kernels import prf
 from assay.kernels.chacha import PAD, Words, hchacha20
 from assay.kernels.dedup import first_occurrences
 from assay.watermark import gumbel
+from assay.watermark.keys import KeepsKeys
 from assay.watermark.schemes import Sampler, SchemeConfig, register
 
 LogProbabilities = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -83,7 +84,7 @@ def role_key(key: Words, role: Role) -> Words:
 
 
 @dataclass(frozen=True)
-class RoundKeys:
+class RoundKeys(KeepsKeys):
     """All keys of one generation with drafts, derived once by `round_keys`. Secret; its repr shows nothing.
 
     Attributes

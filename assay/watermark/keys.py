@@ -311,6 +311,16 @@ class SecretKey:
         return self
 
 
+class KeepsKeys:
+    """Base of objects that hold PRF keys, which mark and detect as the secret does: they refuse to be pickled."""
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} refuses to be pickled: PRF keys would go with it. Make it from the key where it is "
+            "needed."
+        )
+
+
 def use_key(key: SecretKey) -> Words:
     """The PRF key of one (scheme, version, settings, key id): no two of them ever share PRF outputs.
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from assay.kernels import prf
 from assay.kernels.chacha import Words
-from assay.watermark.keys import SecretKey
+from assay.watermark.keys import KeepsKeys, SecretKey
 from assay.watermark.schemes import SchemeConfig, register
 
 GRID_BITS = 128
@@ -189,7 +189,7 @@ def draw(interval: Interval, point: int, law: Cumulated) -> tuple[int, Interval]
     return token, interval.narrowed(int(law[token]), int(law[token + 1]), total)
 
 
-class SequenceDecoder:
+class SequenceDecoder(KeepsKeys):
     """Chooses the tokens of one or more texts, each from the reals of its nonce.
 
     Unlike a token-wise sampler it must see every law of a text in order, because the interval is the memory of the

@@ -10,6 +10,7 @@ import pickle
 import traceback
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from importlib import import_module
 from typing import Any, ClassVar
 
 import pytest
@@ -17,9 +18,11 @@ from rich.console import Console
 from rich.traceback import Traceback
 
 from assay._errors import RevokedKeyError
-from assay.watermark.gumbel import GumbelConfig, pivots
+from assay.watermark.dual_gumbel import round_keys
+from assay.watermark.gumbel import GumbelConfig, pivots, unmarked_key
 from assay.watermark.keys import KeyInfo, SecretKey, use_key
-from assay.watermark.schemes import SchemeConfig, config_from, known_schemes, newest, register
+from assay.watermark.schemes import SchemeConfig, config_from, known_schemes, newest, register, sampler_of
+from assay.watermark.sequence import SequenceConfig, SequenceDecoder
 from assay.watermark.signing import Ed25519Config, public_key, sign, verify
 
 SECRET = bytes.fromhex("9b1e5c4d8f0a37e26d41c8b79350fa1e2c6b7d8897a4135f60e2cbd914f8a3b7")
@@ -228,6 +231,25 @@ def test_no_pickle_no_state() -> None:
     # A copy of an immutable key is the key.
     assert copy.copy(key) is key
     assert copy.deepcopy([key])[0] is key
+
+
+def test_what_holds_prf_keys_is_not_pickled_either() -> None:
+    prf_key, unmarked = use_key(make()), unmarked_key(b"seed")
+    holders: list[Any] = [round_keys(prf_key, unmarked), SequenceDecoder(prf_key, [b"a nonce of it"], SequenceConfig())]
+    for config_class in map(newest, sorted({tag.split("/")[0] for tag in known_schemes()})):
+        if hasattr(import_module(config_class.__module__), "sampler"):
+            config = config_class(**{"vocab_size": 100} if config_class.scheme == "hf-kgw" else {})
+            key = use_key(SecretKey(SECRET, id="k1", config=config))
+            holders.append(sampler_of(config, key, unmarked))
+    assert len(holders) == 15
+    for holder in holders:
+        assert not shown(prf_key.tobytes(), repr(holder))
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            # Functions within functions have no name to be pickled by; classes refuse.
+            with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+                pickle.dumps(holder, protocol)
+    sampler = sampler_of(GumbelConfig(), prf_key, unmarked)
+    assert copy.deepcopy(sampler) is sampler
 
 
 def errors() -> list[Exception]:
