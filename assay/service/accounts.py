@@ -76,12 +76,6 @@ class OracleGuard:
         self._lock = threading.Lock()
         self._writer: threading.Thread | None = None
 
-    def spend(self, caller: Caller, key_ids: Sequence[str], count: int = 1) -> bool:
-        """Whether the caller may make `count` detections under each key; if so they are spent, else none is."""
-        if caller.may("keys"):
-            return True
-        return self.charge_all([Charge(caller, tuple(key_ids), count)])[0]
-
     def charge_all(self, charges: Sequence[Charge]) -> list[bool]:
         """Charge in order, in one transaction: whether each may be done. A refused one spends nothing and is logged."""
         with self._engine.begin() as connection:

@@ -85,6 +85,12 @@ def test_token_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rates.wait("a") > 0 for _ in range(4)] == [False, False, False, True]  # never more than the burst
 
 
+def spend(guard: OracleGuard, caller: Caller, keys: list[str], texts: int = 1) -> bool:
+    """Whether this is granted."""
+    (granted,) = guard.charge_all([Charge(caller, tuple(keys), texts)])
+    return granted
+
+
 @pytest.mark.parametrize("threads", [8])
 def test_budget_is_exact_under_concurrency(engine: Engine, threads: int) -> None:
     """Eight connections spend on two keys in both orders; exactly the budget is granted, and none waits for ever."""
@@ -92,27 +98,27 @@ def test_budget_is_exact_under_concurrency(engine: Engine, threads: int) -> None
     granted: list[int] = []
     gate = threading.Barrier(threads)
 
-    def spend(worker: int) -> None:
+    def work(worker: int) -> None:
         gate.wait()
         keys = ["k1", "k2"] if worker % 2 else ["k2", "k1"]
-        granted.extend(2 * guard.spend(DETECT, keys, 2) for _ in range(6))
+        granted.extend(2 * spend(guard, DETECT, keys, 2) for _ in range(6))
 
-    running = [threading.Thread(target=spend, args=(i,)) for i in range(threads)]
+    running = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
     for thread in running:
         thread.start()
     for thread in running:
         thread.join(timeout=60)
         assert not thread.is_alive()
     assert sum(granted) == 50
-    assert not guard.spend(DETECT, ["k1"])
-    assert not guard.spend(DETECT, ["k2"])
+    assert not spend(guard, DETECT, ["k1"])
+    assert not spend(guard, DETECT, ["k2"])
 
 
 def test_a_huge_charge_is_refused_and_overflows_nothing(engine: Engine) -> None:
     guard = OracleGuard(engine, per_day=10**9)
-    assert guard.spend(DETECT, ["k"], 10**9 - 1)
+    assert spend(guard, DETECT, ["k"], 10**9 - 1)
     assert guard.charge_all([Charge(DETECT, ("k",), 2**62, "a"), Charge(DETECT, ("k",), 1, "b")]) == [False, True]
-    assert not guard.spend(DETECT, ["k"], 1)
+    assert not spend(guard, DETECT, ["k"], 1)
 
 
 def test_a_budget_fits_its_column() -> None:
@@ -124,13 +130,13 @@ def test_a_budget_fits_its_column() -> None:
 
 def test_all_or_none_is_spent(engine: Engine) -> None:
     guard = OracleGuard(engine, per_day=5)
-    assert guard.spend(DETECT, ["k1"], 4)
-    assert not guard.spend(DETECT, ["k1", "k2"], 2)
-    assert guard.spend(DETECT, ["k2"], 5)  # the refused one took nothing from k2
-    assert guard.spend(DETECT, ["k1"], 1)
-    assert not guard.spend(DETECT, ["k3"], 6)
-    assert guard.spend(Caller("other", DETECT.api_key_id, DETECT.scopes), ["k1"], 5)  # a budget of its own
-    assert all(guard.spend(KEYS, ["k1"], 1000) for _ in range(3))  # who holds the keys has none
+    assert spend(guard, DETECT, ["k1"], 4)
+    assert not spend(guard, DETECT, ["k1", "k2"], 2)
+    assert spend(guard, DETECT, ["k2"], 5)  # the refused one took nothing from k2
+    assert spend(guard, DETECT, ["k1"], 1)
+    assert not spend(guard, DETECT, ["k3"], 6)
+    assert spend(guard, Caller("other", DETECT.api_key_id, DETECT.scopes), ["k1"], 5)  # a budget of its own
+    assert all(spend(guard, KEYS, ["k1"], 1000) for _ in range(3))  # who holds the keys has none
 
 
 def test_a_group_is_charged_in_order(engine: Engine, made_sessions: sessionmaker[Any]) -> None:
