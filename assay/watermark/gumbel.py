@@ -7,8 +7,9 @@ Reference: Aaronson (2022); Huang et al. (2023), section 3 (exponential race), a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from assay.kernels import prf
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
-from assay.watermark.keys import SecretKey, use_key
+from assay.watermark.keys import KeepsKeys, SecretKey, use_key
 from assay.watermark.schemes import Sampler, SchemeConfig, register
 
 Scores = npt.NDArray[np.float64]
@@ -334,35 +335,51 @@ def next_tokens_padded(
     pad_token_id
         None where -1 pads, or nothing.
     """
-    return RaceSampler(prf_key, window, unmarked)(ids, log_weights, pad_token_id)
+    from assay.kernels import race
+
+    return race.winners(race_keys(ids, pad_token_id, prf_key=prf_key, window=window, unmarked=unmarked), log_weights)
+
+
+def race_keys(
+    ids: npt.NDArray[np.int64], pad_token_id: int | None, *, prf_key: Words, window: int, unmarked: Words
+) -> Words:
+    """The subkey of each row's race, from its context or, where it must not be marked, from its whole history.
+
+    Parameters
+    ----------
+    ids, pad_token_id, prf_key, window, unmarked
+        As `next_tokens_padded`.
+
+    Returns
+    -------
+    uint32, shape (rows, 8).
+    """
+    from assay.kernels import race
+
+    pad = -1 if pad_token_id is None else pad_token_id
+    keys, marked = race.marked_keys(ids, pad, window, prf_key)
+    if not marked.all():
+        plain = np.flatnonzero(~marked)
+        keys[plain] = race.subkeys(unmarked, np.stack([_whole_history(ids[row], pad) for row in plain]))
+    return keys
 
 
 @dataclass(frozen=True, eq=False)
-class RaceSampler:
-    """A `schemes.Sampler` whose tokens are winners of one keyed race per row.
+class RaceSampler(KeepsKeys):
+    """A `schemes.Sampler` whose tokens are the winners of one keyed race per row.
 
     What keys a race depends on the history alone, so that the race may be run wherever the log-weights are.
 
     Attributes
     ----------
-    prf_key, window, unmarked
-        As in `next_tokens`; the keys are in no representation.
+    race_keys
+        `(ids, pad_token_id) -> keys`: uint32, shape (rows, 8), the subkey of each row's race. Holds secrets.
     """
 
-    prf_key: Words = field(repr=False)
-    window: int
-    unmarked: Words = field(repr=False)
+    race_keys: Callable[[npt.NDArray[np.int64], int | None], Words] = field(repr=False)
 
-    def race_keys(self, ids: npt.NDArray[np.int64], pad_token_id: int | None) -> Words:
-        """uint32, shape (rows, 8): the subkey of each row's race, from its context or, unmarked, its whole history."""
-        from assay.kernels import race
-
-        pad = -1 if pad_token_id is None else pad_token_id
-        keys, marked = race.marked_keys(ids, pad, self.window, self.prf_key)
-        if not marked.all():
-            plain = np.flatnonzero(~marked)
-            keys[plain] = race.subkeys(self.unmarked, np.stack([_whole_history(ids[row], pad) for row in plain]))
-        return keys
+    def __deepcopy__(self, memo: dict[int, object]) -> RaceSampler:
+        return self  # immutable, as the functions that other schemes have for samplers
 
     def __call__(
         self,
@@ -378,7 +395,7 @@ class RaceSampler:
 
 def sampler(prf_key: Words, config: GumbelConfig, unmarked: Words) -> Sampler:
     """See `schemes.sampler_of`."""
-    return RaceSampler(prf_key, config.window, unmarked)
+    return RaceSampler(partial(race_keys, prf_key=prf_key, window=config.window, unmarked=unmarked))
 
 
 def _whole_history(row: npt.NDArray[np.int64], pad: int) -> Words:

@@ -123,11 +123,7 @@ def sampler(prf_key: Words, config: PayloadConfig, unmarked: Words, payload: int
     keys = symbol_keys(prf_key, config)
     step_key = _role_keys(prf_key, np.array([_STEP_ROLE]))[0]
 
-    def draw(
-        ids: npt.NDArray[np.int64],
-        log_weights: npt.NDArray[np.float32] | npt.NDArray[np.float64],
-        pad_token_id: int | None,
-    ) -> npt.NDArray[np.int64]:
+    def race_keys(ids: npt.NDArray[np.int64], pad_token_id: int | None) -> Words:
         from assay.kernels import race
 
         pad = -1 if pad_token_id is None else pad_token_id
@@ -139,9 +135,9 @@ def sampler(prf_key: Words, config: PayloadConfig, unmarked: Words, payload: int
             else:
                 symbol = code[_steps(step_key, context[None], config)[0]]
                 noise[row] = race.subkeys(keys[symbol], context[None])[0]
-        return race.winners(noise, log_weights)
+        return noise
 
-    return draw
+    return gumbel.RaceSampler(race_keys)
 
 
 def symbol_keys(prf_key: Words, config: PayloadConfig) -> Words:

@@ -22,6 +22,7 @@ from assay.watermark.adapters.transformers import _KeyedProcessor  # noqa: E402
 from assay.watermark.adapters.vllm import RequestRows  # noqa: E402
 from assay.watermark.gumbel import GumbelConfig  # noqa: E402
 from assay.watermark.keys import SecretKey  # noqa: E402
+from assay.watermark.payload import PayloadConfig  # noqa: E402
 from assay.watermark.tournament import TournamentConfig  # noqa: E402
 
 try:
@@ -93,12 +94,14 @@ def test_rows_that_cannot_be_drawn_from_are_named(bad):
 
 
 @needs_triton
-def test_transformers_rows_are_raced_on_the_device(on_device):
+@pytest.mark.parametrize("config", [GumbelConfig(window=2), PayloadConfig(window=2, bits=8)], ids=lambda c: c.scheme)
+def test_transformers_rows_are_raced_on_the_device(on_device, config):
     # Padded rows, one without a whole context and one whose context came before: both are drawn without the mark.
+    key = SecretKey(bytes(range(32)), id="k", config=config)
     ids = torch.tensor([[0, 0, 0, 0, 5], [1, 2, 9, 1, 2], [0, 0, 7, 8, 9], [4, 5, 6, 7, 8]])
     scores = logits_of(4, 3)
-    processor = _KeyedProcessor(embedding_sampler(KEY, b"seed"), 0)
-    tokens = embedding_sampler(KEY, b"seed")(ids.numpy(), scores.numpy(), 0)
+    processor = _KeyedProcessor(embedding_sampler(key, b"seed"), 0)
+    tokens = embedding_sampler(key, b"seed")(ids.numpy(), scores.numpy(), 0)
     out = processor(ids.to(DEVICE), scores.to(DEVICE))
     assert on_device == [(4, V)]
     assert out.device.type == DEVICE
