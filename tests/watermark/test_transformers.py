@@ -228,6 +228,8 @@ def test_scores_that_cannot_be_drawn_from(make_key: MakeKey) -> None:
         ({"do_sample": None}, "do_sample must be True.*got None"),
         ({"do_sample": False, "prompt_lookup_num_tokens": 3}, "do_sample must be True"),
         ({"top_k": 1}, "top_k must be above 1 for a watermark, got 1"),
+        ({"top_p": 0.0}, "top_p must be above 0 for a watermark, got 0"),
+        ({"min_p": 1.0}, "min_p must be below 1 for a watermark, got 1"),
     ],
 )
 def test_decoding_that_would_lose_the_mark_is_refused(
