@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +223,17 @@ def test_every_public_name_is_in_the_reference() -> None:
             homes = {getattr(getattr(room, name), "__module__", room.__name__), room.__name__, "assay"}
             documented = {*homes, *(f"{home}.{name}" for home in homes)}
             assert any(f"::: {one}\n" in REFERENCE for one in documented), f"{room.__name__}.{name}"
+
+
+EXAMPLES = [path for path in sorted((ROOT / "assay").rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_examples_of_docstrings_run(path: Path) -> None:
+    module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_what_the_errors_page_says_is_what_there_is() -> None:

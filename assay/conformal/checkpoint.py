@@ -69,6 +69,7 @@ class Checkpoint:
     >>> with Checkpoint.resume(f"{folder.name}/stream") as kept:
     ...     kept.n_steps, kept.process.discoveries
     (1, [1])
+    >>> folder.cleanup()
 
     Notes
     -----

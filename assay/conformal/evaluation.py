@@ -43,7 +43,22 @@ def coverage(y: npt.ArrayLike, intervals: npt.ArrayLike) -> Floats:
 
 
 def mean_width(intervals: npt.ArrayLike) -> Floats:
-    """Mean width, float64, shape (k,); inf if any interval is."""
+    """Mean width of the intervals.
+
+    Parameters
+    ----------
+    intervals
+        As in `covered`.
+
+    Returns
+    -------
+    float64, shape (k,), at least 0; inf where an interval is infinite.
+
+    Raises
+    ------
+    ValueError
+        On NaN, wrong shapes, or a lower end above its upper end.
+    """
     ends = check_intervals(np.zeros(len(np.asarray(intervals))), intervals)[1]
     return np.asarray((ends[:, 1] - ends[:, 0]).mean(axis=0))
 

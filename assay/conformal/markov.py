@@ -185,6 +185,14 @@ def block_pvalue(
         Number of random permutations; None enumerates.
     rng
         Needed for random permutations.
+
+    Returns
+    -------
+    In [0, 1].
+
+    References
+    ----------
+    Diaconis and Freedman (1980); Nettasinghe et al. (2023), arXiv:2210.02271.
     """
     if n_permutations is None:
         tails, law = tail_law(blocks, steps)

@@ -77,6 +77,18 @@ def detect(
     ValueError
         On ids out of range, no key to test, a key that is not for a watermark, an unknown test, or a test that needs a
         model.
+
+    Notes
+    -----
+    Linear in the length of the text; about as long as tokenising it, without a model. The null laws, their proofs and
+    sources are on the page "Tests and null laws".
+
+    Examples
+    --------
+    >>> import assay
+    >>> result = assay.detect("Nobody marked this letter, and nobody could have.", assay.SecretKey.generate("press"))
+    >>> result.key_id, result.n_scored > 0, 0.0 < result.pvalue <= 1.0
+    ('press', True, True)
     """
     keys = keys_to_test(key, "key")
     testers = [_tester(one, test, has_model=model is not None) for one in keys]

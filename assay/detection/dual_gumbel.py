@@ -117,6 +117,19 @@ def sum_test(pivots: DualPivots) -> TestResult:
     """The model-free test: exact tail of 0.7 sum(Y_A) + 0.3 sum(Y_B).
 
     Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key; no assumption on the text.
+
+    Parameters
+    ----------
+    pivots
+        From `watermark.dual_gumbel.observe`.
+
+    Returns
+    -------
+    TestResult; with no pivot its p-value and e-value are 1.
+
+    References
+    ----------
+    Moschopoulos (1985), *The distribution of the sum of independent Gamma random variables*.
     """
     n = len(pivots.positions)
     draft, target = float(np.sum(sum_scores(pivots.draft_words))), float(np.sum(sum_scores(pivots.target_words)))

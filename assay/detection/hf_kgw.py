@@ -84,9 +84,28 @@ def _statistics(
 
 
 def sum_test(ids: Words, prompt_length: int, prf_key: Words, config: HfKgwConfig) -> TestResult:
-    """The test of one text, shape (n,), whose first `prompt_length` ids give context only.
+    """The test of one text whose first `prompt_length` ids give context only.
 
     Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key; no assumption on the text.
+
+    Parameters
+    ----------
+    ids
+        uint32, shape (n,): prompt and text, without a begin-of-sequence token.
+    prompt_length
+        In 0 .. n.
+    prf_key
+        uint32, shape (2,): from `keys.use_key`.
+    config
+        The key's settings.
+
+    Returns
+    -------
+    TestResult. Its p-value is that of a Binomial, which bounds the tail of the count whatever lists coins share.
+
+    References
+    ----------
+    Hoeffding (1956), Theorem 5, for the bound; Kirchenbauer et al. (2023), arXiv:2301.10226, for the mark.
     """
     whole = np.array([0, len(ids)], dtype=np.int64)
     positions, green, seeds = hf_kgw.scan(ids, whole, prf_key, config, prompt_length=prompt_length)

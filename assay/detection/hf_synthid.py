@@ -123,8 +123,29 @@ def documents_test(
 def sum_test(ids: Words, prf_key: Words, config: HfSynthIdConfig) -> TestResult:
     """The test of one text: generated tokens alone, uint32, shape (n,).
 
-    Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key; no assumption on the text or on
-    the table.
+    Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key, if the keys were drawn uniformly
+    modulo the size of the table; no assumption on the text or on the table.
+
+    Parameters
+    ----------
+    ids
+        uint32, shape (n,), n >= 0.
+    prf_key
+        uint32, shape (2 depth,): from `keys.use_key`.
+    config
+        The key's settings.
+
+    Returns
+    -------
+    TestResult, by the exact law of the count over all keys.
+
+    Notes
+    -----
+    Two Fourier transforms of the table's size and one tail, whatever the length of the text.
+
+    References
+    ----------
+    Dathathri et al. (2024), Nature 634, 818-823, for the mark.
     """
     row = documents_test(ids, np.array([0, len(ids)], dtype=np.int64), prf_key, config)
     return TestResult(

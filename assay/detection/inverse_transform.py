@@ -91,6 +91,19 @@ def sum_test(pivots: InversePivots) -> TestResult:
 
     Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key; no assumption on the text. The
     e-value is the mean over odds of products of densities, each of which has mean 1 under the null.
+
+    Parameters
+    ----------
+    pivots
+        From `observe`.
+
+    Returns
+    -------
+    TestResult, by the exact law of the sum on integers; with no pivot its p-value and e-value are 1.
+
+    References
+    ----------
+    Plackett (1965), *A class of bivariate distributions*, JASA 60, for the density of (U, W).
     """
     n = len(pivots.positions)
     score, log_evalue = _scores(pivots.uniforms, pivots.places)

@@ -177,7 +177,16 @@ class Odometer:
 
 
 def pure_total(costs: Iterable[Cost]) -> Fraction:
-    """Sum of pure epsilons.
+    """Sum of pure epsilons, which bounds the epsilon of all of them together (basic composition).
+
+    Parameters
+    ----------
+    costs
+        Of mechanisms that may each look at the answers before it; none costs 0.
+
+    Returns
+    -------
+    Exact, at least 0.
 
     Raises
     ------

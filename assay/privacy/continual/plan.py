@@ -313,6 +313,19 @@ def plan_endless(
         In [1, 10].
     rho, adjacency, unit, bound, contributions
         As for `plan_counter`.
+
+    Returns
+    -------
+    Plan, for `EndlessCounter`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    References
+    ----------
+    Dvijotham et al. (2024), arXiv:2404.16706, for buffered linear Toeplitz (BLT) noise.
     """
     check_terms(adjacency, unit)
     sizes = {"bound": bound, "contributions": contributions, "columns": 1, "touched": 1, "separation": 1}

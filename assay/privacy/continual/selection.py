@@ -209,6 +209,8 @@ def crossover(columns: int, **privacy: Any) -> int:
 class Selection:
     """The largest of `plan.columns` running sums, or its column, released at every step.
 
+    Guarantee: all releases together cost `plan.cost` for one row, against rows chosen after seeing earlier releases.
+
     Parameters
     ----------
     plan

@@ -26,6 +26,8 @@ _KIND = "window"
 class SlidingWindow:
     """Counts over the last `plan.design.horizon` steps, for each of `plan.columns`.
 
+    Guarantee: all windows together cost `plan.cost`, however long the stream.
+
     Parameters
     ----------
     plan
