@@ -256,7 +256,7 @@ def row_evidence(
         numbers = np.flatnonzero(inside)
         rows, tokens = laws[positions[numbers] - first], ids[places[numbers]].astype(np.int64)
         own = rows[np.arange(len(rows)), tokens].astype(np.float64)
-        log_p[numbers] = own - special.logsumexp(rows.astype(np.float64), axis=1)
+        log_p[numbers] = own - np.log(np.exp(rows.astype(np.float64)).sum(axis=1))
         raced = new[numbers]
         numbers = numbers[raced]
         if len(numbers) == 0:
