@@ -17,7 +17,7 @@ from assay.watermark.adapters._chance import LEVEL, TOKENS, Watched, check_candi
 from assay.watermark.adapters.vllm import RequestRows
 from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keys import SecretKey
-from assay.watermark.ump import Coupling
+from assay.watermark.ump import optimal_coupling
 
 KEY = SecretKey(bytes(range(32)), id="k", config=GumbelConfig())
 
@@ -62,7 +62,7 @@ def test_the_bound_is_where_it_is_said_to_be() -> None:
     edge = (LEVEL / 0.5) ** (1 / TOKENS)
     assert run(edge * (1 + 1e-9), 3 * TOKENS) == 1  # once, however long the text becomes
     assert run(edge * (1 - 1e-9), 3 * TOKENS) == 0
-    text = Coupling(np.array([edge**TOKENS, 1 - edge**TOKENS]), LEVEL, 0.0)  # the most powerful watermark there is
+    text = optimal_coupling([edge**TOKENS, 1 - edge**TOKENS], LEVEL)
     assert text.joint()[0, 0] / text.law[0] == pytest.approx(0.5, rel=1e-12)
     assert run(1 - 1e-12, TOKENS - 1) == 0  # too short to judge
     assert run(1 - 1e-12, TOKENS - 1, repeat=5) == 0  # the same tokens again are no more tokens
