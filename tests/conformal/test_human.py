@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 from typer.testing import CliRunner
@@ -181,6 +181,7 @@ def test_texts_and_groups_that_do_not_fit_are_named(
 
 
 @given(st.floats(1e-12, 1.0))
+@settings(deadline=None)  # the machine may be busy
 def test_e_values_are_the_mixture_of_calibrators(p: float) -> None:
     expected, _ = integrate.quad(lambda k: k * p ** (k - 1), 0.0, 1.0, epsabs=0, epsrel=1e-10, limit=200)
     assert p_to_log_e(p) == pytest.approx(math.log(expected), abs=1e-6)

@@ -294,6 +294,7 @@ def test_no_sample_is_favoured_for_needing_few_words(monkeypatch: pytest.MonkeyP
 
 
 @given(st.fractions(min_value=Fraction(1, 10**6), max_value=2**50))
+@settings(deadline=None)  # the machine may be busy
 def test_scales_are_rounded_up_and_by_little(scale: Fraction) -> None:
     rounded = laplace_scale(scale)
     assert scale <= rounded <= scale * (1 + Fraction(1, 2**39))
@@ -302,6 +303,7 @@ def test_scales_are_rounded_up_and_by_little(scale: Fraction) -> None:
 
 
 @given(st.fractions(min_value=Fraction(1, 10**6), max_value=2**80))
+@settings(deadline=None)  # the machine may be busy
 def test_variances_are_rounded_up_and_by_little(variance: Fraction) -> None:
     rounded = gaussian_variance(variance)
     slack = Fraction(1, 2**23) if variance <= 2**24 else Fraction(1, 2**10)
@@ -381,6 +383,7 @@ def test_seeded_noise_is_repeatable_marked_and_refused() -> None:
 
 
 @given(st.lists(st.floats(allow_nan=False), max_size=30), st.integers(1, 40))
+@settings(deadline=None)  # the machine may be busy
 def test_quantising_is_per_value_and_clamps(values: list[float], bits: int) -> None:
     grid = Grid(-2.0, 3.0, bits)
     found = quantise(values, grid)

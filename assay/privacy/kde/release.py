@@ -24,7 +24,7 @@ from assay.privacy.kde.frame import Clamping, Floats
 from assay.privacy.ledger import Ledger
 from assay.privacy.noise import NoiseSource, Real, SeededDraws, noise_source, refuse_seeded
 
-# OpenDP draws a vector about thirty times slower than the compiled sampler, which draws these exactly too.
+# OpenDP draws a vector twenty to thirty times slower than the compiled sampler, which draws these exactly too.
 _BULK = 10_000
 
 
