@@ -30,7 +30,7 @@ Shape = int | tuple[int, ...]
 Real = int | float | Fraction
 
 _MAX_VARIANCE = discrete.MAX_SCALE**2
-# OpenDP draws a vector twenty to thirty times slower than the compiled sampler; from this length on `auto` uses the latter.
+# OpenDP draws a vector twenty to thirty times slower than the compiled sampler, which `auto` uses from this length on.
 _BULK = 10_000
 
 
