@@ -24,6 +24,8 @@ from assay.service.worker import work
 TEXT = "The assayer weighs what the founder has cast, and the stamp says what the scales have found."
 ROWS = [{"id": f"doc-{i}", "text": f"{TEXT} {i} " * (1 + i % 3)} for i in range(60)]
 CORPUS = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+# Keys are random: unmarked documents are flagged in one of so many runs, which is the rate of false discoveries.
+NEVER = 1e-9
 
 
 @pytest.fixture
@@ -152,13 +154,13 @@ def test_from_upload_to_results(service: Service, tmp_path: Path) -> None:
     key = service.key(headers)
     post, get = service.client.post, service.client.get
     once = {**headers, "idempotency-key": "again"}
-    answer = post("/v1/jobs?id_column=id&shard_rows=7", content=CORPUS, headers=once)
+    answer = post(f"/v1/jobs?id_column=id&shard_rows=7&fdr={NEVER}", content=CORPUS, headers=once)
     assert answer.status_code == 202
     job = answer.json()
     assert (job["state"], job["keys"]) == ("queued", [key])
-    repeated = post("/v1/jobs?id_column=id&shard_rows=7", content=CORPUS, headers=once)
+    repeated = post(f"/v1/jobs?id_column=id&shard_rows=7&fdr={NEVER}", content=CORPUS, headers=once)
     assert (repeated.status_code, repeated.json()["id"]) == (200, job["id"])
-    assert post("/v1/jobs?id_column=id&shard_rows=8", content=CORPUS, headers=once).status_code == 409
+    assert post(f"/v1/jobs?id_column=id&shard_rows=8&fdr={NEVER}", content=CORPUS, headers=once).status_code == 409
     assert get(f"/v1/jobs/{job['id']}/results", headers=headers).status_code == 409
     assert [path.name for path in (service.settings.data / "jobs").iterdir()] == [job["id"]]
     assert work(service.state, once=True) == 1
@@ -166,7 +168,7 @@ def test_from_upload_to_results(service: Service, tmp_path: Path) -> None:
     assert (done["state"], done["error"]) == ("finished", None)
     assert done["progress"] == {"documents": 60, "flagged": 0, "rejects": 0}
     rows = [json.loads(line) for line in get(f"/v1/jobs/{job['id']}/results", headers=headers).text.splitlines()]
-    expected = direct(service, key, tmp_path / "direct")
+    expected = direct(service, key, tmp_path / "direct", NEVER)
     assert [row["doc_id"] for row in rows] == [row["id"] for row in ROWS]
     assert [row["log_pvalue"] for row in rows] == [row["log_pvalue"] for row in expected]
     assert [row["log_qvalue"] for row in rows] == [row["log_qvalue"] for row in expected]
@@ -203,7 +205,7 @@ def test_a_bad_corpus_fails_alone(service: Service) -> None:
             ("", b"{bad\n\xff\xfe\n" + CORPUS),
             ("", b"nothing at all"),
             ("id_column=none", CORPUS),
-            ("", CORPUS),
+            (f"fdr={NEVER}", CORPUS),
         )
     ]
     assert work(service.state, once=True) == 4
