@@ -6,6 +6,7 @@ an upper bound in double precision, compared exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,7 @@ from assay.privacy.accounting import (
     rho_for,
     zcdp_total,
 )
+from assay.privacy.errors import BudgetError
 from assay.privacy.noise import Real
 
 
@@ -81,11 +83,25 @@ class Budget:
         return cls(accountant="pld", limit=exact(epsilon, "epsilon"), delta=delta, adjacency=adjacency, unit=unit)
 
     def spent(self, costs: Iterable[Cost]) -> Fraction:
-        """What these costs use up, in the unit of `limit`."""
+        """What these costs use up, in the unit of `limit`.
+
+        Raises
+        ------
+        BudgetError
+            If loss distributions, which leave out a little mass, prove no finite epsilon at `delta`.
+        """
         listed = list(costs)
         if self.accountant == "pure":
             return pure_total(listed)
-        return zcdp_total(listed) if self.accountant == "zcdp" else Fraction(pld_epsilon(listed, self.delta))
+        if self.accountant == "zcdp":
+            return zcdp_total(listed)
+        found = pld_epsilon(listed, self.delta)
+        if math.isinf(found):
+            raise BudgetError(
+                f"delta {self.delta:g} is too small for a PLD account of these costs: no finite epsilon is proved. "
+                "Nothing was spent. Release less, or use Budget.zcdp or Budget.approximate."
+            )
+        return Fraction(found)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,18 @@ def test_pld_budget(path: Path) -> None:
         assert len(again.costs) == count
 
 
+def test_a_pld_account_that_proves_nothing_is_a_refusal(path: Path) -> None:
+    """Loss distributions cut off some mass: at a delta below it their epsilon is infinite, which is no Fraction."""
+    pytest.importorskip("dp_accounting")
+    many = Cost.gaussian(Fraction(400), **TERMS).times(50)
+    with Ledger.create(path, Budget.pld(1, 1e-30, **TERMS)) as ledger:
+        with pytest.raises(BudgetError, match="no finite epsilon is proved"):
+            ledger.price(many)
+        with pytest.raises(BudgetError, match="Nothing was spent"):
+            ledger.spend(many, noise=NOISE)
+        assert ledger.spent == 0
+
+
 def test_one_process_at_a_time(path: Path) -> None:
     with Ledger.create(path, Budget.pure(1, **TERMS)) as ledger:
         code = (
