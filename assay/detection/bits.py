@@ -15,7 +15,7 @@ from scipy import special
 
 from assay.detection.convolution import log_weighted_count_sf
 from assay.detection.documents import DocumentStatistics
-from assay.detection.result import TestResult
+from assay.detection.result import TestResult, evalue_result
 from assay.watermark._coins import Coins
 
 Floats = npt.NDArray[np.float64]
@@ -253,18 +253,7 @@ def robust_test(coins: Coins, *ratios: Floats, scheme: str, assumptions: tuple[s
         for e in _EDIT_RATES
     ]
     log_evalue = float(special.logsumexp(mixed))
-    return TestResult(
-        test=f"{scheme}-robust",
-        statistic=log_evalue,
-        log_pvalue=min(0.0, -log_evalue),
-        log_evalue=log_evalue,
-        n_tokens=coins.n_tokens,
-        n_scored=len(coins.outcomes),
-        n_repeats_dropped=coins.n_repeats_dropped,
-        null=NULL,
-        alternative="greater",
-        assumptions=(*assumptions, ANY_MODEL),
-    )
+    return evalue_result(f"{scheme}-robust", log_evalue, coins, null=NULL, assumptions=(*assumptions, ANY_MODEL))
 
 
 def token_log_tails(coins: Coins, chance: float) -> Floats:

@@ -18,7 +18,7 @@ from assay.detection import combine
 from assay.detection.documents import DocumentStatistics
 from assay.detection.gumbel import ASSUMPTIONS, MODEL_ASSUMPTIONS, NULL, clip_probabilities
 from assay.detection.model_view import ModelView
-from assay.detection.result import TestResult
+from assay.detection.result import TestResult, evalue_result
 from assay.detection.tails import log_weighted_exponential_cdf
 from assay.kernels.chacha import Words
 from assay.watermark.dual_gumbel import DualGumbelConfig, DualPivots, observe, scan
@@ -237,18 +237,7 @@ def robust_test(pivots: DualPivots, log_probabilities: npt.NDArray[np.float64]) 
         As in `model_aware_test`.
     """
     log_evalue = _mixed(pivots, clip_probabilities(log_probabilities), _EDIT_RATES)
-    return TestResult(
-        test="dual-gumbel-robust",
-        statistic=log_evalue,
-        log_pvalue=min(0.0, -log_evalue),
-        log_evalue=log_evalue,
-        n_tokens=pivots.n_tokens,
-        n_scored=len(pivots.positions),
-        n_repeats_dropped=pivots.n_repeats_dropped,
-        null=NULL,
-        alternative="greater",
-        assumptions=MODEL_ASSUMPTIONS,
-    )
+    return evalue_result("dual-gumbel-robust", log_evalue, pivots, null=NULL, assumptions=MODEL_ASSUMPTIONS)
 
 
 def _mixed(pivots: DualPivots, log_p: npt.NDArray[np.float64], edit_rates: npt.NDArray[np.float64]) -> float:

@@ -17,7 +17,7 @@ from scipy import special
 from assay.detection import combine
 from assay.detection.documents import DocumentStatistics
 from assay.detection.model_view import ModelView
-from assay.detection.result import TestResult
+from assay.detection.result import TestResult, evalue_result
 from assay.detection.tails import log_gamma_sf, log_weighted_exponential_cdf
 from assay.kernels import prf
 from assay.kernels.chacha import Words
@@ -201,18 +201,7 @@ def robust_test(
         ratios.append(row_log_ratios)
     mixed = [np.sum(np.logaddexp(math.log1p(-e) + ratio, math.log(e))) for ratio in ratios for e in _EDIT_RATES]
     log_evalue = float(special.logsumexp(mixed)) - math.log(len(mixed))
-    return TestResult(
-        test="gumbel-robust",
-        statistic=log_evalue,
-        log_pvalue=min(0.0, -log_evalue),
-        log_evalue=log_evalue,
-        n_tokens=pivots.n_tokens,
-        n_scored=len(pivots.words),
-        n_repeats_dropped=pivots.n_repeats_dropped,
-        null=NULL,
-        alternative="greater",
-        assumptions=MODEL_ASSUMPTIONS,
-    )
+    return evalue_result("gumbel-robust", log_evalue, pivots, null=NULL, assumptions=MODEL_ASSUMPTIONS)
 
 
 def row_evidence(

@@ -21,7 +21,7 @@ from assay.detection.convolution import log_sum_sf, log_weighted_count_sf
 from assay.detection.documents import DocumentStatistics
 from assay.detection.gumbel import MODEL_ASSUMPTIONS, NULL
 from assay.detection.model_view import ModelView
-from assay.detection.result import TestResult
+from assay.detection.result import TestResult, evalue_result
 from assay.kernels import prf
 from assay.kernels.chacha import Words
 from assay.watermark.inverse_transform import InversePivots, InverseTransformConfig, observe, scan
@@ -258,18 +258,8 @@ def robust_test(pivots: InversePivots, hits: npt.NDArray[np.bool_], lengths: npt
     """
     logs = [_product(hits, lengths, e) for e in _EDIT_RATES]
     log_evalue = float(special.logsumexp(logs)) - math.log(len(logs))
-    return TestResult(
-        test="inverse-transform-robust",
-        statistic=log_evalue,
-        log_pvalue=min(0.0, -log_evalue),
-        log_evalue=log_evalue,
-        n_tokens=pivots.n_tokens,
-        n_scored=len(pivots.positions),
-        n_repeats_dropped=pivots.n_repeats_dropped,
-        null=NULL,
-        alternative="greater",
-        assumptions=(*ASSUMPTIONS, *MODEL_ASSUMPTIONS[-1:]),
-    )
+    assumptions = (*ASSUMPTIONS, *MODEL_ASSUMPTIONS[-1:])
+    return evalue_result("inverse-transform-robust", log_evalue, pivots, null=NULL, assumptions=assumptions)
 
 
 def _product(hits: npt.NDArray[np.bool_], lengths: npt.NDArray[np.float64], e: float) -> float:

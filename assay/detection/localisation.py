@@ -19,7 +19,7 @@ import numpy.typing as npt
 from assay.detection.evidence import Counts, Evidence, Floats, gather, window_of
 from assay.detection.gumbel import MODEL_ASSUMPTIONS
 from assay.detection.inputs import model_view_of, scorer_of, token_ids_of
-from assay.detection.result import TestResult
+from assay.detection.result import TestResult, evalue_result
 from assay.kernels.chacha import Words
 from assay.kernels.dedup import first_occurrences
 from assay.watermark.keys import SecretKey, use_key
@@ -149,20 +149,8 @@ def localise(
     assumptions: tuple[str, ...] = SHARED_COINS if coins_are_shared(key.config) else ASSUMPTIONS
     if model is not None:
         assumptions = (*assumptions, MODEL_ASSUMPTIONS[-1])
-    result = TestResult(
-        test=f"{key.config.scheme}-scan",
-        statistic=log_evalue,
-        log_pvalue=min(0.0, -log_evalue),
-        log_evalue=log_evalue,
-        n_tokens=found.n_tokens,
-        n_scored=len(found.positions),
-        n_repeats_dropped=found.n_repeats_dropped,
-        null=NULL,
-        alternative="greater",
-        key_id=key.id,
-        scheme=key.config.tag,
-        assumptions=assumptions,
-    )
+    result = evalue_result(f"{key.config.scheme}-scan", log_evalue, found, null=NULL, assumptions=assumptions)
+    result = replace(result, key_id=key.id, scheme=key.config.tag)
     return Localisation(segments, posterior(found, run_length), result, level)
 
 

@@ -19,7 +19,7 @@ from assay.detection import combine
 from assay.detection.documents import DocumentStatistics
 from assay.detection.gumbel import ASSUMPTIONS, MODEL_ASSUMPTIONS, NULL, clip_probabilities
 from assay.detection.model_view import ModelView
-from assay.detection.result import TestResult
+from assay.detection.result import TestResult, evalue_result
 from assay.detection.tails import log_gamma_sf, log_weighted_exponential_cdf
 from assay.detection.trellis import best_payload, log_mean_exp
 from assay.kernels.chacha import Words
@@ -193,18 +193,8 @@ def robust_test(pivots: PayloadPivots, config: PayloadConfig, log_probabilities:
         for e in _EDIT_RATES
     ]
     log_evalue = float(special.logsumexp(logs)) - math.log(len(logs))
-    return TestResult(
-        test="payload-gumbel-robust",
-        statistic=log_evalue,
-        log_pvalue=min(0.0, -log_evalue),
-        log_evalue=log_evalue,
-        n_tokens=pivots.n_tokens,
-        n_scored=len(pivots.positions),
-        n_repeats_dropped=pivots.n_repeats_dropped,
-        null=NULL,
-        alternative="greater",
-        assumptions=(*MODEL_ASSUMPTIONS, "Averaged over all payloads."),
-    )
+    assumptions = (*MODEL_ASSUMPTIONS, "Averaged over all payloads.")
+    return evalue_result("payload-gumbel-robust", log_evalue, pivots, null=NULL, assumptions=assumptions)
 
 
 def _by_step(pivots: PayloadPivots, config: PayloadConfig, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

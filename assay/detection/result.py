@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 SCHEMA = "assay.test-result/1"
 
@@ -149,6 +153,40 @@ class TestResult:
         values["assumptions"] = tuple(values["assumptions"])
         values["components"] = tuple(cls.from_dict(component) for component in values["components"])
         return cls(**values)
+
+
+class Counted(Protocol):
+    """What a document shows under one key: which tokens count, of how many."""
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Shape (k,): the tokens that count."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the document."""
+
+    @property
+    def n_repeats_dropped(self) -> int:
+        """Tokens left out as repeats."""
+
+
+def evalue_result(
+    test: str, log_evalue: float, counted: Counted, *, null: str, assumptions: tuple[str, ...]
+) -> TestResult:
+    """The result of a test by an e-value: p is 1 / e, valid by Markov's inequality where the mean of e is at most 1."""
+    return TestResult(
+        test=test,
+        statistic=log_evalue,
+        log_pvalue=min(0.0, -log_evalue),
+        log_evalue=log_evalue,
+        n_tokens=counted.n_tokens,
+        n_scored=len(counted.positions),
+        n_repeats_dropped=counted.n_repeats_dropped,
+        null=null,
+        alternative="greater",
+        assumptions=assumptions,
+    )
 
 
 def format_pvalue(log_pvalue: float) -> str:
