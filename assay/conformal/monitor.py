@@ -323,7 +323,8 @@ class ScoreMonitor(BaseEstimator):  # type: ignore[misc]  # scikit-learn is unty
     def state(self) -> dict[str, Any]:
         """All that later scores depend on, ready for JSON: for `Checkpoint`.
 
-        The model is not in it: it is learnt again from the reference with the same draws.
+        The model is not in it: it is learnt again from the reference with the same draws. With another version of numpy
+        or scikit-learn its last digits may differ; every interval is still fixed before its score, and the bound holds.
         """
         self._check_fitted()
         settings = {name: value for name, value in self._fitted_with.items() if name != "random_state"}
