@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from assay._cli_keyring import DEFAULT_KEYRING, KeyringPath, PassphraseFile, open_keyring, open_or_create
 from assay._cli_output import AsJson, as_json_text, refusals, say, wants_json, write_json
@@ -231,7 +231,9 @@ def _show_key(info: KeyInfo, done: str, *, as_json: bool) -> None:
 
 
 def _table(infos: tuple[KeyInfo, ...]) -> Table:
-    table = Table("id", "scheme", "settings", "state", "since (UTC)", "fingerprint")
+    # The id is what a reader needs: on a narrow terminal the other columns give way.
+    id_column = Column("id", no_wrap=True, min_width=max((len(info.id) for info in infos), default=2))
+    table = Table(id_column, "scheme", "settings", "state", "since (UTC)", "fingerprint")
     for info in infos:
         since = info.revoked or info.retired or info.created
         settings = ", ".join(f"{name}={value}" for name, value in info.config.parameters().items())

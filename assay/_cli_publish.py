@@ -172,7 +172,10 @@ def read_flags(path: str, names: tuple[str, ...]) -> list[list[bool]]:
     ValueError
         If a row is not an object with true or false for each name; the message names the line and not its content.
     """
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text: {error.reason} at byte {error.start}.") from None
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():

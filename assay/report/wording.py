@@ -230,9 +230,9 @@ def _mark(keys: Sequence[KeyRecord], *, flagged: bool) -> str:
     """The mark of the keys that flagged documents name, or of all that were tested."""
     key_ids = [key.id for key in keys if key.flagged or not flagged]
     if len(key_ids) == 1:
-        return f"the watermark of key {key_ids[0]}"
+        return f"the watermark of key {key_ids[0]!r}"
     if 1 < len(key_ids) <= 3:
-        return f"the watermark of one of the keys {', '.join(key_ids[:-1])} and {key_ids[-1]}"
+        return f"the watermark of one of the keys {', '.join(map(repr, key_ids[:-1]))} and {key_ids[-1]!r}"
     return f"the watermark of one of {len(key_ids)} keys" if key_ids else "the watermark"
 
 

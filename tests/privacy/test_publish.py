@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from assay._cli_publish import publish
+from assay._cli_publish import publish, read_flags
 from assay.privacy.budget import Budget
 from assay.privacy.continual import Counter, plan_counter
 from assay.privacy.errors import BudgetError, LedgerError, SeededNoiseError
@@ -132,6 +132,12 @@ APART = ["--contributions", "12", "--separation", "30"]
 
 def worst_error(dry_run: Any) -> float:
     return float(re.search(r"and at most ([0-9.e+]+), all", dry_run.stderr)[1])
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "flags.jsonl").write_bytes(b'{"a": true}\n\xff')
+    with pytest.raises(ValueError, match=r"flags\.jsonl must be UTF-8 text: invalid start byte at byte 12"):
+        read_flags(str(tmp_path / "flags.jsonl"), ("a",))
 
 
 def test_separate_documents_cost_their_number(tmp_path: Path) -> None:

@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from assay._cli_keyring import open_keyring
-from assay._cli_keys import keys_app
+from assay._cli_keys import _table, keys_app
 from assay.watermark.gumbel import GumbelConfig
 from assay.watermark.keyring import Keyring, read_public
 from assay.watermark.keys import SecretKey
@@ -89,6 +91,13 @@ def test_new_makes_the_keyring(assay: Assay, tmp_path: Path, monkeypatch: pytest
     assert f"made keyring {default}" in result.stderr
     assert stat.S_IMODE(default.stat().st_mode) == 0o600
     assert Keyring.open(default, passphrase=PASSPHRASE).protection == "scrypt + AES-256-GCM"
+
+
+def test_ids_stay_whole_on_a_narrow_terminal() -> None:
+    info = SecretKey.generate("newsroom-archive-2026").info
+    shown = Console(width=50, file=StringIO())
+    shown.print(_table((info,)))
+    assert info.id in shown.file.getvalue()
 
 
 def test_list_needs_no_passphrase(assay: Assay, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
