@@ -8,14 +8,13 @@ weighted sum has the exact tail of the single-key test. Reference: Moschopoulos 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
 from assay.detection import combine
-from assay.detection.documents import DocumentStatistics
+from assay.detection.documents import DocumentStatistics, by_document
 from assay.detection.gumbel import ASSUMPTIONS, MODEL_ASSUMPTIONS, NULL, clip_probabilities
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult, evalue_result
@@ -113,8 +112,8 @@ def log_two_gamma_sf(n: int, weight: float, s: float) -> float:
         terms *= 2
 
 
-def sum_test(pivots: DualPivots) -> TestResult:
-    """The model-free test: exact tail of 0.7 sum(Y_A) + 0.3 sum(Y_B).
+def sum_test(pivots: DualPivots, *, weight: float = TARGET_WEIGHT) -> TestResult:
+    """The model-free test: exact tail of (1 - weight) sum(Y_A) + weight sum(Y_B).
 
     Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key; no assumption on the text.
 
@@ -122,6 +121,8 @@ def sum_test(pivots: DualPivots) -> TestResult:
     ----------
     pivots
         From `watermark.dual_gumbel.observe`.
+    weight
+        Of key B, in (0, 1).
 
     Returns
     -------
@@ -133,12 +134,12 @@ def sum_test(pivots: DualPivots) -> TestResult:
     """
     n = len(pivots.positions)
     draft, target = float(np.sum(sum_scores(pivots.draft_words))), float(np.sum(sum_scores(pivots.target_words)))
-    statistic = _weighted(draft, target)
+    statistic, log_pvalue, log_evalue = _sum_row(n, draft, target, weight)
     return TestResult(
         test="dual-gumbel-sum",
         statistic=statistic,
-        log_pvalue=log_two_gamma_sf(n, TARGET_WEIGHT, statistic),
-        log_evalue=_sum_log_evalue(n, draft, target),
+        log_pvalue=log_pvalue,
+        log_evalue=log_evalue,
         n_tokens=pivots.n_tokens,
         n_scored=n,
         n_repeats_dropped=pivots.n_repeats_dropped,
@@ -148,23 +149,27 @@ def sum_test(pivots: DualPivots) -> TestResult:
     )
 
 
-def _weighted(draft: float, target: float) -> float:
-    return (1.0 - TARGET_WEIGHT) * draft + TARGET_WEIGHT * target
+def _sum_row(n: int, draft: float, target: float, weight: float) -> tuple[float, float, float]:
+    """Statistic, log p-value and log e-value: the mean over tilts r of prod (1 - r) exp(r Y) for both keys."""
+    statistic = (1.0 - weight) * draft + weight * target
+    exponents = sum(n * np.log1p(-r) + r * y for r, y in zip(_rates(weight), (draft, target), strict=True))
+    log_evalue = float(special.logsumexp(exponents)) - math.log(len(_TILTS))
+    return statistic, log_two_gamma_sf(n, weight, statistic), log_evalue
 
 
-_RATES = (_TILTS, _TILTS * TARGET_WEIGHT / (1.0 - TARGET_WEIGHT))  # of keys A and B, scaled by the key's weight
-
-
-def _sum_log_evalue(n: int, draft: float, target: float) -> float:
-    """log of the mean over tilts r of prod (1 - r) exp(r Y) for both keys."""
-    exponents = sum(n * np.log1p(-r) + r * y for r, y in zip(_RATES, (draft, target), strict=True))
-    return float(special.logsumexp(exponents)) - math.log(len(_TILTS))
+def _rates(weight: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Tilts of keys A and B, each scaled by the key's weight, the larger to 1."""
+    largest = max(weight, 1.0 - weight)
+    return _TILTS * ((1.0 - weight) / largest), _TILTS * (weight / largest)
 
 
 def tilted_log_ratios(pivots: DualPivots) -> npt.NDArray[np.float64]:
     """log of each token's factor (1 - r) exp(r Y) of both keys, shape (k, tilts): the e-value of the sum test."""
-    scores = (sum_scores(pivots.draft_words)[:, None], sum_scores(pivots.target_words)[:, None])
-    ratios: npt.NDArray[np.float64] = sum(np.log1p(-r) + r * y for r, y in zip(_RATES, scores, strict=True))
+    draft, target = sum_scores(pivots.draft_words)[:, None], sum_scores(pivots.target_words)[:, None]
+    of_draft, of_target = _rates(TARGET_WEIGHT)
+    ratios: npt.NDArray[np.float64] = (np.log1p(-of_draft) + of_draft * draft) + (
+        np.log1p(-of_target) + of_target * target
+    )
     return ratios
 
 
@@ -172,24 +177,35 @@ def documents_test(
     ids: Words, offsets: npt.NDArray[np.int64], prf_key: Words, config: DualGumbelConfig
 ) -> DocumentStatistics:
     """See `testers.Tester.documents_test`: row d equals `sum_test` on document d."""
-    positions, draft_words, target_words = scan(ids, offsets, prf_key, config)
-    n_tokens = np.diff(offsets)
-    bounds = np.searchsorted(positions, offsets)
-    n_scored = np.diff(bounds)
-    draft_scores, target_scores = sum_scores(draft_words), sum_scores(target_words)
-    rows = np.empty((3, len(n_tokens)))
-    for d, (a, b) in enumerate(pairwise(bounds)):
-        draft, target = float(np.sum(draft_scores[a:b])), float(np.sum(target_scores[a:b]))
-        statistic = _weighted(draft, target)
-        rows[:, d] = statistic, log_two_gamma_sf(b - a, TARGET_WEIGHT, statistic), _sum_log_evalue(b - a, draft, target)
-    return DocumentStatistics(
-        statistic=rows[0],
-        log_pvalue=rows[1],
-        log_evalue=rows[2],
-        n_tokens=n_tokens,
-        n_scored=n_scored,
-        n_repeats_dropped=np.maximum(0, n_tokens - config.window) - n_scored,
-    )
+    return documents_sum_test(*scan(ids, offsets, prf_key, config), offsets, config.window)
+
+
+def documents_sum_test(
+    positions: npt.NDArray[np.int64],
+    draft_words: Words,
+    target_words: Words,
+    offsets: npt.NDArray[np.int64],
+    window: int,
+    *,
+    weight: float = TARGET_WEIGHT,
+) -> DocumentStatistics:
+    """The sum test on many documents that lie end to end; row d equals `sum_test` on document d.
+
+    Parameters
+    ----------
+    positions, offsets, window
+        As in `documents.by_document`.
+    draft_words, target_words
+        uint32, shape (k,): of the counted tokens under keys A and B.
+    weight
+        Of key B, in (0, 1).
+    """
+    draft, target = sum_scores(draft_words), sum_scores(target_words)
+
+    def row(a: int, b: int) -> tuple[float, float, float]:
+        return _sum_row(b - a, float(np.sum(draft[a:b])), float(np.sum(target[a:b])), weight)
+
+    return by_document(positions, offsets, window, row)
 
 
 def model_aware_test(pivots: DualPivots, log_probabilities: npt.NDArray[np.float64]) -> TestResult:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from scipy import fft, special
 
 from assay.detection import bits
 from assay.detection.convolution import log_sum_sf
-from assay.detection.documents import DocumentStatistics
+from assay.detection.documents import DocumentStatistics, by_document
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
 from assay.kernels.chacha import Words
@@ -104,20 +103,13 @@ def documents_test(
 ) -> DocumentStatistics:
     """See `testers.Tester.documents_test`."""
     positions, states, shown = hf_synthid.scan(ids, offsets, prf_key, config)
-    bounds = np.searchsorted(positions, offsets)
-    n_tokens, n_scored = np.diff(offsets), np.diff(bounds)
-    ones = np.concatenate([[0], np.cumsum(np.bitwise_count(shown).astype(np.int64))])
-    counts = np.diff(ones[bounds])
-    logs = [_tails(states[a:b], int(count), config) for (a, b), count in zip(pairwise(bounds), counts, strict=True)]
-    columns = np.array(logs, dtype=np.float64).reshape(-1, 2)
-    return DocumentStatistics(
-        statistic=counts.astype(np.float64),
-        log_pvalue=columns[:, 0],
-        log_evalue=columns[:, 1],
-        n_tokens=n_tokens,
-        n_scored=n_scored,
-        n_repeats_dropped=n_tokens - n_scored,
-    )
+    ones = np.bitwise_count(shown).astype(np.int64)
+
+    def row(a: int, b: int) -> tuple[float, float, float]:
+        count = int(ones[a:b].sum())
+        return float(count), *_tails(states[a:b], count, config)
+
+    return by_document(positions, offsets, 0, row)
 
 
 def sum_test(ids: Words, prf_key: Words, config: HfSynthIdConfig) -> TestResult:

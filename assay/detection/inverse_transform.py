@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from scipy import special
 
 from assay.detection import combine
 from assay.detection.convolution import log_sum_sf, log_weighted_count_sf
-from assay.detection.documents import DocumentStatistics
+from assay.detection.documents import DocumentStatistics, by_document
 from assay.detection.gumbel import MODEL_ASSUMPTIONS, NULL
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult, evalue_result
@@ -146,21 +145,12 @@ def documents_test(
 ) -> DocumentStatistics:
     """See `testers.Tester.documents_test`: row d equals `sum_test` on document d."""
     positions, uniforms, places = scan(ids, offsets, prf_key, config)
-    n_tokens = np.diff(offsets)
-    bounds = np.searchsorted(positions, offsets)
-    n_scored = np.diff(bounds)
-    rows = np.empty((3, len(n_tokens)))
-    for d, (a, b) in enumerate(pairwise(bounds)):
+
+    def row(a: int, b: int) -> tuple[float, float, float]:
         score, log_evalue = _scores(uniforms[a:b], places[a:b])
-        rows[:, d] = score * _UNIT, _log_tail(score, b - a), log_evalue
-    return DocumentStatistics(
-        statistic=rows[0],
-        log_pvalue=rows[1],
-        log_evalue=rows[2],
-        n_tokens=n_tokens,
-        n_scored=n_scored,
-        n_repeats_dropped=np.maximum(0, n_tokens - config.window) - n_scored,
-    )
+        return score * _UNIT, _log_tail(score, b - a), log_evalue
+
+    return by_document(positions, offsets, config.window, row)
 
 
 def intervals(

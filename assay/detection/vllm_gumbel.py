@@ -7,23 +7,19 @@ are up to some times too small. Reference: see `detection.gumbel` and `detection
 
 from __future__ import annotations
 
-import math
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from assay.detection import dual_gumbel, gumbel
 from assay.detection._words import result_of, token_tails
 from assay.detection.documents import DocumentStatistics
-from assay.detection.dual_gumbel import log_two_gamma_sf
 from assay.detection.model_view import ModelView
 from assay.detection.result import TestResult
 from assay.kernels.chacha import Words
 from assay.watermark.dual_gumbel import DualPivots
-from assay.watermark.gumbel import Pivots, sum_scores
+from assay.watermark.gumbel import Pivots
 from assay.watermark.profiles import vllm_gumbel
 from assay.watermark.profiles.vllm_gumbel import VllmGumbelConfig, race_words
 
@@ -38,8 +34,6 @@ ASSUMPTIONS = (
     "Each distinct context counts once, at its first place.",
 )
 
-_TILTS = np.array([0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-
 
 def observe(ids: Words, prf_key: Words, config: VllmGumbelConfig) -> Pivots | DualPivots:
     """The words of one text: generated tokens alone, uint32, shape (n,); under two keys where the settings say so."""
@@ -51,68 +45,15 @@ def observe(ids: Words, prf_key: Words, config: VllmGumbelConfig) -> Pivots | Du
     return DualPivots(positions, oriented[0], oriented[1], len(ids), dropped)
 
 
-def dual_sum_test(found: DualPivots, alpha: float) -> TestResult:
-    """The sum test for two keys: exact tail of (1 - alpha) sum(Y_A) + alpha sum(Y_B).
-
-    Guarantee: P(pvalue <= a) <= a for every a, for every text written without the key; no assumption on the text.
-
-    Parameters
-    ----------
-    found
-        The document's words.
-    alpha
-        Weight of key B, in (0, 1).
-    """
-    sums = float(np.sum(sum_scores(found.draft_words))), float(np.sum(sum_scores(found.target_words)))
-    statistic, log_pvalue, log_evalue = _dual_row(len(found.positions), sums, alpha)
-    return TestResult(
-        test="dual-sum",
-        statistic=statistic,
-        log_pvalue=log_pvalue,
-        log_evalue=log_evalue,
-        n_tokens=found.n_tokens,
-        n_scored=len(found.positions),
-        n_repeats_dropped=found.n_repeats_dropped,
-        null=NULL,
-        alternative="greater",
-        assumptions=gumbel.ASSUMPTIONS,
-    )
-
-
-def _dual_row(n: int, sums: tuple[float, float], alpha: float) -> tuple[float, float, float]:
-    weights = (1.0 - alpha, alpha)
-    statistic = weights[0] * sums[0] + weights[1] * sums[1]
-    # E exp(r Y) = 1 / (1 - r): a product over tokens and keys of (1 - r) exp(r Y) has mean 1.
-    exponents = np.zeros(len(_TILTS))
-    for weight, total in zip(weights, sums, strict=True):
-        rates = _TILTS * weight / max(weights)
-        exponents += n * np.log1p(-rates) + rates * total
-    log_evalue = float(special.logsumexp(exponents)) - math.log(len(_TILTS))
-    return statistic, log_two_gamma_sf(n, alpha, statistic) if n else 0.0, log_evalue
-
-
 def documents_test(
     ids: Words, offsets: npt.NDArray[np.int64], prf_key: Words, config: VllmGumbelConfig
 ) -> DocumentStatistics:
     """See `testers.Tester.documents_test`; the documents are generated tokens alone."""
     positions, words = vllm_gumbel.scan(ids, offsets, prf_key, config)
-    first = gumbel.documents_sum_test(positions, race_words(words[0]), offsets, 0)
-    if len(words) == 1:
-        return first
-    bounds = np.searchsorted(positions, offsets)
-    scores = [sum_scores(race_words(one)) for one in words]
-    rows = np.empty((len(bounds) - 1, 3))
-    for d, (a, b) in enumerate(pairwise(bounds.tolist())):
-        sums = float(np.sum(scores[0][a:b])), float(np.sum(scores[1][a:b]))
-        rows[d] = _dual_row(b - a, sums, config.alpha)
-    return DocumentStatistics(
-        statistic=rows[:, 0],
-        log_pvalue=rows[:, 1],
-        log_evalue=rows[:, 2],
-        n_tokens=first.n_tokens,
-        n_scored=first.n_scored,
-        n_repeats_dropped=first.n_repeats_dropped,
-    )
+    draft, *target = [race_words(one) for one in words]
+    if not target:
+        return gumbel.documents_sum_test(positions, draft, offsets, 0)
+    return dual_gumbel.documents_sum_test(positions, draft, target[0], offsets, 0, weight=config.alpha)
 
 
 def test_ids(
@@ -123,7 +64,7 @@ def test_ids(
     if isinstance(found, Pivots):
         single = gumbel.sum_test, gumbel.model_aware_test, gumbel.robust_test
         return result_of(found, single, test, model, scheme="vllm-gumbel", assumptions=ASSUMPTIONS)
-    dual = partial(dual_sum_test, alpha=config.alpha), dual_gumbel.model_aware_test, dual_gumbel.robust_test
+    dual = partial(dual_gumbel.sum_test, weight=config.alpha), dual_gumbel.model_aware_test, dual_gumbel.robust_test
     return result_of(found, dual, test, model, scheme="vllm-dual-gumbel", assumptions=ASSUMPTIONS)
 
 
