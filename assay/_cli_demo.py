@@ -19,12 +19,13 @@ def demo(
     from rich.console import Console
     from rich.table import Table
 
-    from assay import demo as tour
     from assay._cli_output import refusals
     from assay.detection.result import format_pvalue
 
     errors = Console(stderr=True)
     with refusals():
+        from assay import demo as tour
+
         result = tour.run(out, model=model, seed=seed, say=lambda line: errors.print(f"[dim]{line} ...[/dim]"))
     table = Table(title="Does the text carry the mark of the tour's key?", title_justify="left")
     table.add_column("text")

@@ -18,6 +18,9 @@ from assay._errors import AssayError
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, also to a terminal.")]
 
 
+_MODELS = ("torch", "transformers", "safetensors")
+
+
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """Turn Assay's errors into one line on stderr and an exit code."""
@@ -25,6 +28,11 @@ def refusals() -> Iterator[None]:
         yield
     except (AssayError, OSError) as error:
         say(f"error: {_words(error)}")
+        raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        if error.name not in _MODELS:
+            raise
+        say(f"error: this needs torch and transformers, and there is no {error.name}: pip install 'assay[models]'.")
         raise typer.Exit(1) from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

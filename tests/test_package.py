@@ -135,3 +135,28 @@ def test_ctrl_c_while_the_command_loads_shows_no_traceback(monkeypatch: pytest.M
     assert ended.value.code == 130
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert metadata["project"]["scripts"]["assay"] == "assay.__main__:main"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["demo", "--out", "tour"], ["plan", "prompts.txt"], ["calibrate", "prompts.txt", "--out", "calibration.json"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_that_need_a_model_say_what_to_install(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("It was late in the evening when\n", encoding="utf-8")
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from assay.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1, done.stderr
+    assert "pip install 'assay[models]'" in done.stderr
+    assert "Traceback" not in done.stderr
