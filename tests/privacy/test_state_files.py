@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assay.privacy.budget import Budget
 from assay.privacy.continual import (
     Counter,
     EndlessCounter,
@@ -21,7 +22,8 @@ from assay.privacy.continual import (
     plan_selection,
 )
 from assay.privacy.continual.statefile import StateFile
-from assay.privacy.errors import LedgerError
+from assay.privacy.errors import BudgetError, LedgerError
+from assay.privacy.ledger import Ledger
 from assay.privacy.noise import ExactNoise
 
 TERMS: dict[str, Any] = {"adjacency": "add-remove", "unit": "event"}
@@ -195,3 +197,30 @@ def test_refused_values_break_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="closed"):
         release.extend(steps(release, 3))
     assert release.time == 3
+
+
+@pytest.mark.parametrize("kind", ["counter", "endless", "window", "selection"])
+def test_a_place_that_cannot_be_had_costs_nothing(kind: str, tmp_path: Path) -> None:
+    terms: dict[str, Any] = {"adjacency": "add-remove", "unit": "event"}
+
+    def begin(ledger: Ledger, path: Path) -> Any:
+        if kind == "counter":
+            return Counter.start(plan_counter(16, epsilon=1, **terms), ledger, path=path)
+        if kind == "endless":
+            return EndlessCounter(epsilon=1, ledger=ledger, path=path, **terms)
+        if kind == "window":
+            return SlidingWindow(plan_counter(16, epsilon=1, **terms), ledger=ledger, path=path)
+        return Selection(plan_selection("max", 16, 2, epsilon=1, **terms), ledger=ledger, path=path)
+
+    (tmp_path / "taken").write_text("")
+    with Ledger.create(tmp_path / "ledger", Budget.pure(1, **terms)) as ledger:
+        with pytest.raises(LedgerError, match="must be free"):
+            begin(ledger, tmp_path / "taken")
+        with pytest.raises(FileNotFoundError):
+            begin(ledger, tmp_path / "nowhere" / "state")
+        assert ledger.spent == 0
+        begin(ledger, tmp_path / "free").close()
+        assert ledger.remaining == 0
+        with pytest.raises(BudgetError):
+            begin(ledger, tmp_path / "second")
+        assert not (tmp_path / "second").exists()

@@ -19,7 +19,6 @@ from assay.privacy.accounting import Cost
 from assay.privacy.continual import streams, toeplitz, trees
 from assay.privacy.continual.plan import Plan
 from assay.privacy.continual.statefile import Arrays, StateFile, Unbroken
-from assay.privacy.errors import LedgerError
 from assay.privacy.ledger import Ledger
 from assay.privacy.noise import Integers, NoiseSource, SeededDraws, noise_source
 
@@ -103,9 +102,9 @@ class Counter:
             If `noise` is seeded.
         """
         source = noise_source() if noise is None else noise
-        if path is not None and os.path.exists(path):
-            # Before the ledger pays for a counter that cannot be made.
-            raise LedgerError(f"path must be free, {os.fspath(path)} exists. Resume it, or choose another.")
+        if path is not None:
+            # Before the ledger pays for a counter that cannot be kept there.
+            StateFile(path, new=True).close()
         ledger.spend(plan.cost, noise=source, note=note or str(plan)[:1000])
         return cls(plan, noise=source, path=path, labels=labels)
 

@@ -69,6 +69,8 @@ class EndlessCounter:
         self._noise = noise_source() if noise is None else noise
         self._seeded = self._noise.seeded
         self._total_plan = self._plan(1, "plain")
+        # Before the ledger pays: a place that is taken, or cannot be written, must cost nothing.
+        self._file = StateFile(path, new=True) if path is not None else None
         if ledger is not None:
             ledger.spend(self.cost, noise=self._noise, note="endless counter")
         self._epoch = 0
@@ -76,7 +78,6 @@ class EndlessCounter:
         self._exact = 0  # exact sum within this epoch
         self._value = 0
         self._inner = Counter(self._plan(1), noise=self._noise)
-        self._file = StateFile(path, new=True) if path is not None else None
         self._unbroken = Unbroken()
         self._save()
 

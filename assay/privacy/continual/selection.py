@@ -234,6 +234,8 @@ class Selection:
         self._plan = plan
         self._noise = noise_source() if noise is None else noise
         self._seeded = self._noise.seeded
+        # Before the ledger pays: a place that is taken, or cannot be written, must cost nothing.
+        self._file = StateFile(path, new=True) if path is not None else None
         if ledger is not None:
             ledger.spend(plan.cost, noise=self._noise, note=str(plan)[:1000])
         self._time = 0
@@ -241,7 +243,6 @@ class Selection:
         # Until the first recomputation the sum is known to lie in 0 .. period - 1.
         self._held = (plan.period - 1) // 2 if plan.question == "max" and plan.period else 0
         self._counter = Counter(plan.counter, noise=self._noise) if plan.counter is not None else None
-        self._file = StateFile(path, new=True) if path is not None else None
         self._unbroken = Unbroken()
         self._save()
 

@@ -52,6 +52,8 @@ class SlidingWindow:
         self._plan = plan
         self._noise = noise_source() if noise is None else noise
         self._seeded = self._noise.seeded
+        # Before the ledger pays: a place that is taken, or cannot be written, must cost nothing.
+        self._file = StateFile(path, new=True) if path is not None else None
         if ledger is not None:
             ledger.spend(plan.cost, noise=self._noise, note=f"sliding window: {plan}"[:1000])
         shape = (plan.design.horizon, plan.columns)
@@ -60,7 +62,6 @@ class SlidingWindow:
         self._now: Integers = np.zeros(shape, dtype=np.int64)
         self._blocks = 0
         self._inner = Counter(plan, noise=self._noise)
-        self._file = StateFile(path, new=True) if path is not None else None
         self._unbroken = Unbroken()
         self._save()
 
