@@ -158,7 +158,11 @@ class Terms:
 def promise(plan: Plan) -> str:
     """What the guarantee rests on, and nothing in the software can check."""
     unit = plan.cost.unit
-    said = f"your promise: no {unit} has more than {plan.contributions} of the documents"
+    most = plan.contributions
+    if unit == "document":
+        said = f"your promise: no document is counted more than {'once' if most == 1 else f'{most} times'}"
+    else:
+        said = f"your promise: no {unit} has more than {most} of the documents"
     if plan.separation > 1:
         said += f", and from one of them to the next of the same {unit} are at least {plan.separation} steps"
     return f"{said}. Where it is broken, the {unit} has less privacy than this says."

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from assay._cli_publish import publish, read_flags
+from assay._cli_publish import promise, publish, read_flags
 from assay.privacy.budget import Budget
 from assay.privacy.continual import Counter, plan_counter
 from assay.privacy.errors import BudgetError, LedgerError, SeededNoiseError
@@ -132,6 +132,19 @@ APART = ["--contributions", "12", "--separation", "30"]
 
 def worst_error(dry_run: Any) -> float:
     return float(re.search(r"and at most ([0-9.e+]+), all", dry_run.stderr)[1])
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"unit": "document"}, "no document is counted more than once."),
+        ({"unit": "document", "contributions": 3}, "no document is counted more than 3 times."),
+        ({"unit": "author", "contributions": 3}, "no author has more than 3 of the documents."),
+    ],
+)
+def test_the_promise_in_words(terms: dict[str, Any], words: str) -> None:
+    plan = plan_counter(100, epsilon=1, columns=1, adjacency="add-remove", **terms)
+    assert promise(plan).startswith(f"your promise: {words}")
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
