@@ -49,7 +49,7 @@ def test_one_step_coverage(model: Any, length: int, alpha: float, anchor: Any) -
     """20,000 sequences each: the standard error is 0.0028 at 0.8 (0.0021 at 0.9), the band 4.5 of them.
 
     A false alarm in 150,000 for each of 12 cases. Near-miss: ties counted fully, the conservative p-value, must fall
-    outside the band; so would the published script, which covers 0.866 and 0.746 in the first and fourth setting.
+    outside the band.
     """
     repeats, n = 20_000, len(model[0])
     rng = np.random.default_rng(61)
