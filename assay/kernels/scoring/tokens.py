@@ -24,8 +24,8 @@ Backend = Literal["auto", "numba", "torch", "triton"]
 
 _ROWS = 1024  # rows per pass over the weights
 # Bytes of logits held at once where whole rows are needed, and of them logits warped at once, which takes a few times
-# their memory: 12 MiB and 1 MiB of float32 on a CPU; on a GPU half a gigabyte, so that the product has a thousand rows.
-_WHOLE, _WARPED = 3 << 22, 1 << 18
+# their memory: 12 MiB and half a MiB of float32 on a CPU; on a GPU half a gigabyte, so that the product has a thousand rows.
+_WHOLE, _WARPED = 3 << 22, 1 << 17
 _WHOLE_GPU, _WARPED_GPU = 1 << 29, 1 << 25
 
 
@@ -211,7 +211,7 @@ def _in_memory(
         )
     out = statistics.empty(len(logits), law.grid, cross=other is not None)
     targets = targets.to(logits.device, torch.int64)
-    size = _WARPED_GPU if logits.is_cuda else _WARPED if law.rule.truncates else 4 * _WARPED
+    size = _WARPED_GPU if logits.is_cuda else _WARPED if law.rule.truncates else 8 * _WARPED
     step = max(1, size // logits.shape[1])
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
