@@ -24,7 +24,8 @@ Backend = Literal["auto", "numba", "torch", "triton"]
 
 _ROWS = 1024  # rows per pass over the weights
 # Bytes of logits held at once where whole rows are needed, and of them logits warped at once, which takes a few times
-# their memory: 12 MiB and half a MiB of float32 on a CPU; on a GPU half a gigabyte, so that the product has a thousand rows.
+# their memory: 12 MiB and half a MiB of float32 on a CPU; on a GPU half a gigabyte, so that the product has a thousand
+# rows.
 _WHOLE, _WARPED = 3 << 22, 1 << 17
 _WHOLE_GPU, _WARPED_GPU = 1 << 29, 1 << 25
 
