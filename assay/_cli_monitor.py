@@ -243,11 +243,11 @@ def _field(record: dict[str, object], column: str, row: int) -> object:
     return record[column]
 
 
-def _number(value: object, row: int) -> float:
+def _number(value: Any, row: int) -> float:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"row {row} is not a number: {value!r:.80}.") from None
     except OverflowError:

@@ -7,11 +7,15 @@ import os
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from assay._cli_output import AsJson, refusals, say, wants_json, write_json
+
+if TYPE_CHECKING:
+    from assay.service.settings import Settings
+    from assay.service.state import State
 
 Data = Annotated[
     Path,
@@ -138,31 +142,31 @@ def revoke(
     say(f"revoked API key {id!r}")
 
 
-def _environment(settings: object) -> dict[str, str]:
+def _environment(settings: Settings) -> dict[str, str]:
     """The environment of server and worker processes: this one's, and the settings."""
     from dataclasses import fields
 
     # One text is one thread's work: the tokenizer's own threads would fight over the cores with other requests.
     out = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    for one in fields(settings):  # type: ignore[arg-type]  # a dataclass
+    for one in fields(settings):
         value = getattr(settings, one.name)
         if value is not None:
             out[f"ASSAY_{one.name.upper()}"] = str(value)
     return out
 
 
-def _first_key(state: object, data: Path) -> None:
+def _first_key(state: State, data: Path) -> None:
     """On the very first start: an API key for everything, in a file that its owner alone can read."""
     from sqlalchemy import func, select
 
     from assay.service.auth import create_api_key
     from assay.service.database import ApiKey
 
-    with state.sessions() as session:  # type: ignore[attr-defined]
+    with state.sessions() as session:
         if session.scalar(select(func.count()).select_from(ApiKey)):
             return
     path = data / "first-api-key"
-    _, token = create_api_key(state.sessions, "default", ["admin"], name="made at the first start")  # type: ignore[attr-defined]
+    _, token = create_api_key(state.sessions, "default", ["admin"], name="made at the first start")
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", encoding="ascii") as file:
         file.write(token + "\n")

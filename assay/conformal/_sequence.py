@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +29,7 @@ class ShortCalibrationWarning(UserWarning):
     """Too few residuals for the level or the window: the interval is infinite; the message says how many it takes."""
 
 
-class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
+class SequenceIntervals(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
     """Base of the interval methods; see `SPCI` for the meaning of `fit`, `predict`, `update` and `backtest`."""
 
     # Set by the constructors of the methods.
@@ -194,17 +195,17 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         models, weights, residuals = fit_ensemble(base, X, y, self.n_bootstraps, rng)
         return weighted_predictor(models, weights), residuals
 
+    @abstractmethod
     def _start(self, residuals: Floats, rng: np.random.Generator) -> None:
         """Begin with the residuals (horizon, n) of the training rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _offsets(self, lead: int) -> Floats:
         """Ends of the interval less the point forecast, (2, alphas), `lead` steps after the next one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _observe(self, residuals: Floats) -> None:
         """Learn from the next row's residuals, (horizon,): one for each lead it could have been forecast with."""
-        raise NotImplementedError
 
     def _settle(self) -> None:
         """Called after the last row of an update."""
@@ -213,9 +214,9 @@ class SequenceIntervals(BaseEstimator):  # type: ignore[misc]
         """How many residuals make the interval at this level finite."""
         return attainable(alpha)
 
+    @abstractmethod
     def _available(self) -> int:
         """How many residuals there are now."""
-        raise NotImplementedError
 
     # --- shared -------------------------------------------------------------------------------------------------------
 

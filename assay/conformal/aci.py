@@ -8,6 +8,7 @@ Source: Gibbs and Candes (2021), NeurIPS, arXiv:2106.00170, Proposition 4.1; (20
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,17 +36,17 @@ class _Adaptive(SequenceIntervals):
         self._sorted = np.sort(self._scores)
         self._begin()
 
+    @abstractmethod
     def _begin(self) -> None:
         """Set the first levels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _levels_now(self) -> Floats:
         """The level in use for each alpha, (alphas,); may lie outside [0, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _learn(self, score: float) -> None:
         """Move the levels after one score; `_sorted` still holds the scores from before it."""
-        raise NotImplementedError
 
     def _observe(self, residuals: Floats) -> None:
         score = abs(float(residuals[0]))

@@ -23,6 +23,7 @@ _LOG2_SMALLEST_R = -33.0
 _LOG2_E = np.float32(np.log2(np.e))
 # Covers the rounding of the screens in single precision, which is below 2e-5.
 _MARGIN = np.float32(1e-3)
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 @numba.njit(inline="always")
@@ -125,16 +126,19 @@ def _context_is_new(row, start, window):
 def _marked_keys(ids, pad, window, prf_key, keys, marked):
     rows, n = ids.shape
     groups = np.full((rows, (window + 3) // 4, 4), PAD)
+    unmarked = 0
     for i in range(rows):
         start = 0
         while start < n and ids[i, start] == pad:
             start += 1
         marked[i] = _context_is_new(ids[i], start, window)
+        unmarked += not marked[i]
         if marked[i]:
             for j in range(window):  # as `chacha.context_groups`: a short last group stands at its right end
                 g = j // 4
                 groups[i, g, 4 - min(4, window - 4 * g) + j % 4] = np.uint32(ids[i, n - window + j])
     _subkeys(prf_key, groups, keys)
+    return unmarked
 
 
 def winners(keys: Words, log_weights: LogWeights) -> npt.NDArray[np.int64]:
@@ -174,8 +178,8 @@ def winners(keys: Words, log_weights: LogWeights) -> npt.NDArray[np.int64]:
 
 def marked_keys(
     ids: npt.NDArray[np.int64], pad: int, window: int, prf_key: Words
-) -> tuple[Words, npt.NDArray[np.bool_]]:
-    """Subkey of each row's context, and whether the row is marked: where `gumbel.marked_context` gives one.
+) -> tuple[Words, npt.NDArray[np.int64]]:
+    """Subkey of each row's context, and the rows that have none: where `gumbel.marked_context` gives none.
 
     Parameters
     ----------
@@ -192,14 +196,14 @@ def marked_keys(
     -------
     keys
         uint32, shape (n, 8); of rows that are not marked, no subkey of any context.
-    marked
-        bool, shape (n,).
+    unmarked
+        int64, shape (k,), ascending: those rows.
     """
     if ids.dtype != np.int64 or not ids.flags.c_contiguous:
         ids = np.ascontiguousarray(ids, dtype=np.int64)
     keys, marked = np.empty((len(ids), 8), np.uint32), np.empty(len(ids), np.bool_)
-    _marked_keys(ids, pad, window, prf_key, keys, marked)
-    return keys, marked
+    unmarked = _marked_keys(ids, pad, window, prf_key, keys, marked)
+    return keys, np.flatnonzero(~marked) if unmarked else _NO_ROWS
 
 
 @compiled()

@@ -357,9 +357,8 @@ def race_keys(
     from assay.kernels import race
 
     pad = -1 if pad_token_id is None else pad_token_id
-    keys, marked = race.marked_keys(ids, pad, window, prf_key)
-    if not marked.all():
-        plain = np.flatnonzero(~marked)
+    keys, plain = race.marked_keys(ids, pad, window, prf_key)
+    if len(plain):
         keys[plain] = race.subkeys(unmarked, np.stack([_whole_history(ids[row], pad) for row in plain]))
     return keys
 

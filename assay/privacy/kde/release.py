@@ -8,6 +8,7 @@ out of files, pickles and printed objects.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, cast
@@ -107,7 +108,7 @@ def plan_of(design: Design, terms: Terms, noise_error: Any, approximation: float
     return Plan(design, terms, blocks, float(noise_error(blocks)), float(approximation))
 
 
-class Release(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class Release(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
     """Base of the private kernel sums. Subclasses give `_plan_for`, `_design_named`, `_integers` and `_queries`."""
 
     _DESIGNS: ClassVar[dict[str, Any]] = {}
@@ -119,6 +120,7 @@ class Release(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     adjacency: Any
     unit: Any
 
+    @abstractmethod
     def plan(self) -> Plan:
         """What `fit` would release and cost, by the public rule; no data, nothing spent.
 
@@ -127,7 +129,6 @@ class Release(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         ValueError
             If a setting is out of range.
         """
-        raise NotImplementedError
 
     def fit(self, points: npt.ArrayLike, *, noise: NoiseSource | None = None, ledger: Ledger | None = None) -> Self:
         """Release the records, once.
@@ -274,17 +275,17 @@ class Release(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             return (pure,)
         return pure, Terms.make("gaussian", rho_for(epsilon, self.delta, sharp=True), **same)
 
+    @abstractmethod
     def _integers(self, plan: Plan, points: npt.ArrayLike) -> tuple[Arrays, Clamping]:
         """Exact integers of private records."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _queries(self, points: npt.ArrayLike) -> Floats:
         """Query points, checked, in the coordinates of the design."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _frame(self) -> Any:
         """What the design needs to turn integers into the data's units."""
-        raise NotImplementedError
 
     def _weight(self) -> float:
         return 1.0

@@ -73,19 +73,21 @@ class Watched:
     so that repeated and discarded steps do no harm, and as the freest of its rows has it: the settings are judged, and
     not one text.
 
-    Parameters
+    Attributes
     ----------
     draw
         `(ids, log_weights, ...) -> tokens`; see `assay.watermark.schemes.Sampler`.
+    race_keys
+        What keys the rows' races, where drawing is one keyed race per row, see `gumbel.RaceSampler`; else None.
+    judged
+        Whether it needs to see no more tokens: `draw` alone is then enough.
     """
 
     def __init__(self, draw: Callable[..., Tokens]) -> None:
-        self._draw = draw
+        self.draw = draw
         self.race_keys: Callable[..., Words] | None = getattr(draw, "race_keys", None)
-        """What keys the rows' races, where drawing is one keyed race per row; see `gumbel.RaceSampler`."""
         self._surprisals: dict[int, npt.NDArray[np.float64]] = {}
         self.judged = False
-        """Whether it needs to see no more tokens."""
 
     def __call__(self, ids: Tokens, log_weights: LogWeights, *rest: Any) -> Tokens:
         """The tokens of `draw`.
@@ -95,7 +97,7 @@ class Watched:
         WeakMarkWarning
             At the `TOKENS`-th token, if no test of level `LEVEL` is likelier than not to find a mark in any row so far.
         """
-        tokens = self._draw(ids, log_weights, *rest)
+        tokens = self.draw(ids, log_weights, *rest)
         if not self.judged:
             self.judge(ids.shape[1], surprisals(log_weights, tokens))
         return tokens

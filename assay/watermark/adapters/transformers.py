@@ -24,7 +24,7 @@ try:
     from transformers import LogitsProcessor
     from transformers.generation import BaseWatermarkingConfig
 
-    from assay.kernels.torch_race import as_array
+    from assay.kernels import torch_race
     from assay.watermark.adapters._device import raced
 except ImportError as error:
     raise MissingDependencyError(
@@ -160,12 +160,15 @@ class _KeyedProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is
         """One-hot scores, a fresh tensor of the shape, dtype and device of `scores`, which is (rows, V)."""
         if input_ids.ndim != 2:
             raise _continuous_batching_error()
-        ids = input_ids[:, self._unread :].numpy(force=True)
-        tokens = raced([(self._draw, ids, self._pad_token_id)], scores)
-        if tokens is not None:
-            return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-        log_weights = as_array(scores)
-        return torch.from_numpy(race.one_hot(self._draw(ids, log_weights, self._pad_token_id), log_weights)).to(scores)
+        ids = input_ids.numpy(force=True)[:, self._unread :]
+        if torch_race.on_device(scores):
+            tokens = raced([(self._draw, ids, self._pad_token_id)], scores)
+            if tokens is not None:
+                return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+        # Where a small model runs on the CPU, every call here is a thousandth of its step.
+        draw = self._draw.draw if self._draw.judged else self._draw
+        log_weights = torch_race.as_array(scores)
+        return torch.from_numpy(race.one_hot(draw(ids, log_weights, self._pad_token_id), log_weights)).to(scores)
 
 
 def _call_settings(watermark: _PerCallWatermark) -> tuple[Any, int]:
