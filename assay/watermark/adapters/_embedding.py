@@ -1,15 +1,12 @@
-"""What the serving adapters share: keys that may embed, and one draw per row that the engine then cannot undo."""
+"""What the serving adapters share: keys that may embed, and how they draw."""
 
 from __future__ import annotations
-
-import numpy as np
-import numpy.typing as npt
 
 from assay._errors import RevokedKeyError
 from assay.watermark.adapters._chance import Watched
 from assay.watermark.gumbel import unmarked_key
 from assay.watermark.keys import SecretKey, use_key
-from assay.watermark.schemes import Sampler, sampler_of
+from assay.watermark.schemes import sampler_of
 
 
 def embedding_sampler(key: SecretKey, seed: bytes, payload: int | None = None) -> Watched:
@@ -39,9 +36,3 @@ def embedding_sampler(key: SecretKey, seed: bytes, payload: int | None = None) -
 def completion_only(key: SecretKey) -> bool:
     """Whether the key's scheme reads the generated tokens alone."""
     return bool(getattr(key.config, "completion_only", False))
-
-
-def next_token(draw: Sampler, history: npt.ArrayLike, log_weights: npt.NDArray[np.float32]) -> int:
-    """One row's token; `log_weights`, shape (V,), are taken after temperature and truncation."""
-    ids = np.asarray(history, dtype=np.int64).reshape(1, -1)
-    return int(draw(ids, log_weights[None], None)[0])

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from assay._errors import GenerationError
 from assay.watermark.adapters._chance import check_candidates
-from assay.watermark.adapters._embedding import completion_only, embedding_sampler, next_token
+from assay.watermark.adapters._embedding import completion_only, embedding_sampler
 from assay.watermark.keys import SecretKey
 from assay.watermark.schemes import Sampler
 
@@ -137,7 +137,8 @@ class LlamaCppMark:
         try:
             _refuse(_sampling_call(sys._getframe(1)))
             kept = self._truncate(scores) / self._temperature
-            token = next_token(self._draw, input_ids[self._start :], kept)
+            history = np.asarray(input_ids[self._start :], dtype=np.int64)
+            token = int(self._draw(history[None], kept[None], None)[0])
         except BaseException as error:
             self._error = error
             raise
